@@ -1,0 +1,316 @@
+"""Claims queued predictions for one engine, runs them, and writes down how they end.
+
+claim -> load inputs -> engine.run -> keep outputs -> move. A heartbeat renews the lease; losing it,
+or a cancel, closes the engine's generator, and the fence keeps late writes out.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from fluxserve.core.catalog import Catalog
+from fluxserve.core.errors import (
+    Conflict,
+    EngineError,
+    EngineLost,
+    ErrorCode,
+    Failure,
+    FluxserveError,
+    TimedOut,
+)
+from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.live import Live, LiveBoard, progress_line
+from fluxserve.core.outcomes import Outcomes
+from fluxserve.core.ports import (
+    Engine,
+    EngineUpdate,
+    Intake,
+    Job,
+    Log,
+    Output,
+    PredictionStore,
+    Preview,
+    Progress,
+    Report,
+)
+from fluxserve.core.prediction import OutputImage, Prediction
+from fluxserve.core.request import JSON
+from fluxserve.core.sizes import Size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the dispatcher waits for what."""
+
+    lease_s: float = 30.0  # a worker silent for this long is taken for dead
+    heartbeat_s: float = 7.0
+    poll_s: float = 1.0  # the bus is a hint: look for work this often anyway
+    job_s: float = 1800.0  # a job that runs longer has failed
+    drain_s: float = 20.0  # a stop waits this long for running jobs, then puts them back
+    attempts_max: int = 5  # starts of one prediction before it counts as failed
+
+
+class Dispatcher:
+    """Feeds one engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: PredictionStore,
+        outcomes: Outcomes,
+        intake: Intake,
+        bus: EventBus,
+        live: LiveBoard,
+        catalog: Catalog,
+        clock: Callable[[], datetime],
+        owner: str,
+        patience: Patience,
+    ) -> None:
+        self.engine = engine
+        self._store = store
+        self._outcomes = outcomes
+        self._intake = intake
+        self._bus = bus
+        self._live = live
+        self._catalog = catalog
+        self._clock = clock
+        self._owner = owner
+        self._patience = patience
+        self._wake = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._canceled: set[str] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        self._bus.hook(self._hear)
+        self._loop = asyncio.create_task(self._claim_forever(), name=f"claim {self.engine.name}")
+
+    async def stop(self) -> None:
+        """Claim no more, let running jobs end for a while, put the rest back in the queue."""
+        self._is_stopping = True
+        if self._loop:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=self._patience.drain_s)
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def _hear(self, event: Event) -> None:
+        match event.kind:
+            case EventKind.QUEUED | EventKind.REQUEUED:
+                self._wake.set()
+            case EventKind.FINISHED if event.prediction_id in self._running:
+                if event.data.get("status") in ("canceled", "expired"):
+                    self._canceled.add(event.prediction_id)
+                    self._running[event.prediction_id].cancel()
+            case _:
+                pass
+
+    async def _claim_forever(self) -> None:
+        while True:
+            self._wake.clear()
+            if self.engine.trouble is None:
+                try:
+                    await self._claim_all()
+                except Exception:
+                    log.exception("claiming for %s failed; trying again", self.engine.name)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._patience.poll_s)
+
+    async def _claim_all(self) -> None:
+        while len(self._running) < self.engine.capacity:
+            at = self._clock()
+            until = at + timedelta(seconds=self._patience.lease_s)
+            claimed = await self._store.claim(
+                self.engine.name, owner=self._owner, at=at, lease_until=until
+            )
+            if claimed is None:
+                return
+            prediction, event = claimed
+            self._bus.publish(event)
+            task = asyncio.create_task(self._guard(prediction), name=f"run {prediction.id}")
+            self._running[prediction.id] = task
+            log.info("%s started on %s", prediction.id, self.engine.name)
+
+    async def _guard(self, prediction: Prediction) -> None:
+        """Run one prediction to its end, whatever happens."""
+        live = self._live.open(prediction)
+        try:
+            await self._to_the_end(prediction, live)
+        except Conflict:
+            log.info("%s moved on without us", prediction.id)
+        except asyncio.CancelledError:
+            if prediction.id not in self._canceled:
+                await self._put_back(prediction)
+        except Exception:
+            log.exception("%s could not be brought to an end", prediction.id)
+        finally:
+            self._live.close(prediction.id)
+            self._running.pop(prediction.id, None)
+            self._canceled.discard(prediction.id)
+            self._wake.set()
+
+    async def _to_the_end(self, prediction: Prediction, live: Live) -> None:
+        try:
+            async with asyncio.timeout(self._patience.job_s):
+                outputs, metrics = await self._run(prediction, live)
+        except TimeoutError:
+            seconds = int(self._patience.job_s)
+            failure = TimedOut(f"the run took longer than {seconds} s").failure()
+            await self._fail(prediction, live, failure)
+        except EngineLost as lost:
+            await self._again(prediction, live, lost)
+        except (EngineError, FluxserveError) as error:
+            if isinstance(error, Conflict):
+                raise
+            await self._fail(prediction, live, error.failure())
+        except Exception:
+            log.exception("%s failed in an unforeseen way", prediction.id)
+            failure = Failure(code=ErrorCode.INTERNAL, message="an unforeseen error ended the run")
+            await self._fail(prediction, live, failure)
+        else:
+            done = replace(prediction, logs=live.logs, served_by=live.served_by)
+            await self._outcomes.succeed(done, outputs, metrics)
+            log.info("%s succeeded", prediction.id)
+
+    async def _run(
+        self, prediction: Prediction, live: Live
+    ) -> tuple[list[OutputImage], dict[str, JSON]]:
+        """Drive the engine while a heartbeat keeps the lease."""
+        me = asyncio.current_task()
+        assert me is not None
+        heart = asyncio.create_task(self._beat(prediction, live, me))
+        began = time.monotonic()
+        try:
+            job = await self._job(prediction)
+            live.log(f"Using seed: {job.request.seed}")
+            updates = self.engine.run(job)
+            async with contextlib.aclosing(updates):
+                outputs, metrics = await self._consume(prediction, live, updates, began)
+        finally:
+            heart.cancel()
+            await asyncio.gather(heart, return_exceptions=True)
+        if heart_error := _error_of(heart):
+            raise heart_error
+        if not outputs:
+            raise EngineError("the engine ended without a picture")
+        metrics.setdefault("predict_s", round(time.monotonic() - began, 6))
+        metrics["image_count"] = len(outputs)
+        return [outputs[index] for index in sorted(outputs)], metrics
+
+    async def _consume(
+        self,
+        prediction: Prediction,
+        live: Live,
+        updates: AsyncGenerator[EngineUpdate, None],
+        began: float,
+    ) -> tuple[dict[int, OutputImage], dict[str, JSON]]:
+        outputs: dict[int, OutputImage] = {}
+        metrics: dict[str, JSON] = {}
+        async for update in updates:
+            match update:
+                case Progress():
+                    self._progress(prediction, live, update, began)
+                case Preview():
+                    live.preview = update.image
+                    data: dict[str, JSON] = {"step": update.step, "index": update.index}
+                    self._tell(prediction, EventKind.PREVIEW, data)
+                case Log():
+                    live.log(update.text)
+                    self._tell(prediction, EventKind.LOG, {"text": update.text})
+                case Report():
+                    metrics.update(update.metrics)
+                    live.served_by = update.served_by or live.served_by
+                case Output():
+                    outputs[update.index] = await self._outcomes.keep(prediction, update)
+        return outputs, metrics
+
+    def _progress(
+        self, prediction: Prediction, live: Live, progress: Progress, began: float
+    ) -> None:
+        is_new = live.progress is None or live.progress.step != progress.step
+        live.progress = progress
+        if is_new and progress.queue_position == 0:
+            live.log(progress_line(progress, time.monotonic() - began))
+        data: dict[str, JSON] = {
+            "step": progress.step,
+            "total": progress.total,
+            "eta_s": progress.eta_s,
+            "queue_position": progress.queue_position,
+        }
+        self._tell(prediction, EventKind.PROGRESS, data)
+
+    def _tell(self, prediction: Prediction, kind: EventKind, data: dict[str, JSON]) -> None:
+        event = Event(prediction_id=prediction.id, kind=kind, at=self._clock(), data=data)
+        self._bus.publish(event)
+
+    async def _job(self, prediction: Prediction) -> Job:
+        request = prediction.request
+        images = [await self._intake.load(image) for image in request.images]
+        mask = await self._intake.load(request.mask) if request.mask else None
+        first = Size(images[0].width, images[0].height) if images else None
+        return Job(
+            prediction_id=prediction.id,
+            attempt=prediction.attempt,
+            request=self._catalog.settle(request, first),
+            images=tuple(images),
+            mask=mask,
+            key_id=prediction.origin.key_id,
+            priority=prediction.priority,
+            created_at=prediction.created_at,
+            deadline_at=prediction.deadline_at,
+        )
+
+    async def _beat(self, prediction: Prediction, live: Live, runner: asyncio.Task[None]) -> None:
+        """Renew the lease; when it is lost or a cancel was asked for, stop the runner."""
+        while True:
+            await asyncio.sleep(self._patience.heartbeat_s)
+            until = self._clock() + timedelta(seconds=self._patience.lease_s)
+            now = replace(prediction, logs=live.logs, progress=live.fraction)
+            try:
+                lease = await self._store.renew(now, owner=self._owner, lease_until=until)
+            except Conflict:
+                log.warning("%s: the lease was lost, stopping", prediction.id)
+                self._canceled.add(prediction.id)
+                runner.cancel()
+                return
+            except Exception:
+                log.exception("%s: a heartbeat failed; trying again", prediction.id)
+                continue
+            if lease.cancel_requested:
+                await self._outcomes.cancel(now)  # the bus brings it back to us
+
+    async def _again(self, prediction: Prediction, live: Live, lost: EngineLost) -> None:
+        if prediction.attempt >= self._patience.attempts_max:
+            await self._fail(prediction, live, lost.failure())
+            return
+        log.warning("%s: %s; it goes back to the queue", prediction.id, lost.message)
+        await self._outcomes.requeue(prediction)
+
+    async def _fail(self, prediction: Prediction, live: Live, failure: Failure) -> None:
+        done = replace(prediction, logs=live.logs, served_by=live.served_by)
+        await self._outcomes.fail(done, failure)
+        log.info("%s failed: %s", prediction.id, failure.code)
+
+    async def _put_back(self, prediction: Prediction) -> None:
+        with contextlib.suppress(Conflict):
+            await asyncio.shield(self._outcomes.requeue(prediction))
+            log.info("%s went back to the queue", prediction.id)
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    return None if task.cancelled() or not task.done() else task.exception()

@@ -1,0 +1,119 @@
+"""Facts about predictions, and the bus that carries them to waiters, streams and listeners.
+
+Durable events are numbered by the store and can be replayed; fleeting ones (progress, preview,
+log) are seen by whoever listens at that moment, and dropped for a listener that is slow.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from fluxserve.core.request import JSON
+
+FLEETING_MAX = 64  # fleeting events waiting for one listener; older ones are dropped
+
+
+class EventKind(StrEnum):
+    QUEUED = "queued"
+    STARTED = "started"
+    OUTPUT = "output"
+    REQUEUED = "requeued"
+    CANCEL_REQUESTED = "cancel_requested"
+    FINISHED = "finished"
+    PROGRESS = "progress"
+    PREVIEW = "preview"
+    LOG = "log"
+
+    @property
+    def is_durable(self) -> bool:
+        return self not in (EventKind.PROGRESS, EventKind.PREVIEW, EventKind.LOG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A fact about a prediction; `seq` is 1, 2, 3... once stored and 0 while fleeting."""
+
+    prediction_id: str
+    kind: EventKind
+    at: datetime
+    data: Mapping[str, JSON] = field(default_factory=dict)
+    seq: int = 0
+
+
+class Subscription:
+    """One listener's mailbox: durable events always fit, fleeting ones push out older ones."""
+
+    __slots__ = ("_fleeting", "_items", "_wake")
+
+    def __init__(self) -> None:
+        self._items: deque[Event] = deque()
+        self._fleeting = 0
+        self._wake = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        if not event.kind.is_durable:
+            if self._fleeting >= FLEETING_MAX:
+                self._drop_oldest_fleeting()
+            self._fleeting += 1
+        self._items.append(event)
+        self._wake.set()
+
+    async def get(self, timeout_s: float | None = None) -> Event | None:
+        """The next event, or None when `timeout_s` passes without one."""
+        while not self._items:
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout_s)
+            except TimeoutError:
+                return None
+        event = self._items.popleft()
+        self._fleeting -= not event.kind.is_durable
+        return event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await self.get()) is not None:
+            yield event
+
+    def _drop_oldest_fleeting(self) -> None:
+        for position, event in enumerate(self._items):
+            if not event.kind.is_durable:
+                del self._items[position]
+                self._fleeting -= 1
+                return
+
+
+class EventBus:
+    """Carries events inside one process. `ALL` listens to every prediction."""
+
+    ALL = "*"
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._hooks: list[Callable[[Event], None]] = []
+
+    def publish(self, event: Event) -> None:
+        for topic in (event.prediction_id, self.ALL):
+            for subscription in self._subscriptions.get(topic, ()):
+                subscription.put(event)
+        for hook in self._hooks:
+            hook(event)
+
+    @contextmanager
+    def subscribe(self, prediction_id: str) -> Iterator[Subscription]:
+        subscription = Subscription()
+        self._subscriptions.setdefault(prediction_id, set()).add(subscription)
+        try:
+            yield subscription
+        finally:
+            topic = self._subscriptions[prediction_id]
+            topic.discard(subscription)
+            if not topic:
+                del self._subscriptions[prediction_id]
+
+    def hook(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` at every event: for counters and wake-ups, never for slow work."""
+        self._hooks.append(listener)

@@ -1,0 +1,103 @@
+"""What must happen by itself: lost work runs again, deadlines end, old data goes."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.outcomes import Outcomes
+from fluxserve.core.ports import BlobStore, FileStore, PredictionStore
+from fluxserve.core.service import PredictionService
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Seconds that finished work is kept; 0 keeps it for ever."""
+
+    files_s: float = 7 * 86400.0  # outputs, inputs, uploads
+    predictions_s: float = 30 * 86400.0  # the records themselves
+
+
+class Keeper:
+    """Each round is a set of claims, so any number of processes may run one."""
+
+    def __init__(
+        self,
+        *,
+        store: PredictionStore,
+        files: FileStore,
+        blobs: BlobStore,
+        service: PredictionService,
+        outcomes: Outcomes,
+        clock: Callable[[], datetime],
+        retention: Retention,
+        attempts_max: int,
+        recover_s: float = 3.0,
+        sweep_s: float = 60.0,
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._blobs = blobs
+        self._service = service
+        self._outcomes = outcomes
+        self._clock = clock
+        self._retention = retention
+        self._attempts_max = attempts_max
+        self._recover_s = recover_s
+        self._sweep_s = sweep_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        rounds = ((self.recover, self._recover_s), (self.sweep, self._sweep_s))
+        self._tasks = [asyncio.create_task(self._every(work, pause)) for work, pause in rounds]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def recover(self) -> None:
+        """Requeue what lost its worker; end what is past its deadline."""
+        at = self._clock()
+        for lost in await self._store.expired(at):
+            try:
+                if lost.attempt >= self._attempts_max:
+                    text = f"the run was lost {lost.attempt} times and is given up"
+                    failure = Failure(code=ErrorCode.ENGINE_FAILED, message=text)
+                    await self._outcomes.fail(lost, failure)
+                else:
+                    log.warning("%s lost its worker and is queued again", lost.id)
+                    await self._outcomes.requeue(lost)
+            except Conflict:
+                continue
+        for late in await self._store.overdue(at):
+            try:
+                await self._service.expire(late)
+            except Conflict:
+                continue
+
+    async def sweep(self) -> None:
+        """Remove what is older than its retention."""
+        at = self._clock()
+        if self._retention.files_s:
+            before = at - timedelta(seconds=self._retention.files_s)
+            for blob in await self._store.strip(before):
+                await self._blobs.delete(blob.key)
+        for file in await self._files.expired(at):
+            blob = await self._files.delete(file.id)
+            if blob is not None:
+                await self._blobs.delete(blob.key)
+        if self._retention.predictions_s:
+            await self._store.purge(at - timedelta(seconds=self._retention.predictions_s))
+
+    async def _every(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("a round of the keeper failed; trying again")
+            await asyncio.sleep(pause_s)

@@ -1,0 +1,76 @@
+"""What is known of running predictions between two heartbeats: progress, log, last preview."""
+
+from dataclasses import dataclass, field, replace
+
+from fluxserve.core.ports import EncodedImage, Progress
+from fluxserve.core.prediction import Prediction
+
+LOG_MAX = 64_000  # characters kept of one log; what comes later is cut
+BAR = 30  # characters of a progress bar
+
+
+@dataclass(slots=True)
+class Live:
+    """One running prediction, as of now."""
+
+    logs: str = ""
+    progress: Progress | None = None
+    preview: EncodedImage | None = None
+    served_by: str = ""
+    last_outputs: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float:
+        done = self.progress
+        return done.step / done.total if done and done.total else 0.0
+
+    def log(self, line: str) -> None:
+        if len(self.logs) < LOG_MAX:
+            self.logs += line + "\n"
+
+
+class LiveBoard:
+    """The running predictions of this process."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Live] = {}
+
+    def open(self, prediction: Prediction) -> Live:
+        live = Live(logs=prediction.logs)
+        self._rows[prediction.id] = live
+        return live
+
+    def close(self, prediction_id: str) -> None:
+        self._rows.pop(prediction_id, None)
+
+    def get(self, prediction_id: str) -> Live | None:
+        return self._rows.get(prediction_id)
+
+    def merged(self, prediction: Prediction) -> Prediction:
+        """The stored prediction with what is known since its last heartbeat."""
+        live = self._rows.get(prediction.id)
+        if live is None or prediction.is_terminal:
+            return prediction
+        return replace(
+            prediction,
+            logs=live.logs,
+            progress=max(prediction.progress, live.fraction),
+            served_by=live.served_by or prediction.served_by,
+        )
+
+
+def progress_line(progress: Progress, elapsed_s: float) -> str:
+    """One full line in the form of tqdm, which several official clients parse for progress."""
+    step, total = progress.step, max(progress.total, 1)
+    filled = BAR * step // total
+    bar = "█" * filled + " " * (BAR - filled)
+    rate = step / elapsed_s if elapsed_s > 0 else 0.0
+    left = (total - step) / rate if rate else 0.0
+    times = f"{_clock(elapsed_s)}<{_clock(left) if rate else '?'}"
+    speed = f"{rate:.2f}it/s" if rate else "?it/s"
+    return f"{100 * step // total:3d}%|{bar}| {step}/{total} [{times}, {speed}]"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes:02d}:{rest:02d}"

@@ -1,0 +1,59 @@
+"""Which engine serves a card: routes by priority, then by weight among those that can."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from fluxserve.core.catalog import ModelCard
+from fluxserve.core.errors import Unavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """`engine` serves the cards that `model` names: an id, an alias, or a pattern with *."""
+
+    model: str
+    engine: str
+    priority: int = 0  # higher goes first
+    weight: float = 1.0  # share among routes of one priority
+
+    def fits(self, card: ModelCard) -> bool:
+        return any(fnmatchcase(name.lower(), self.model.lower()) for name in card.names)
+
+
+class Router:
+    """Chooses once, at creation; the choice is written in the row."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        *,
+        is_able: Callable[[str], bool],
+        draw: Callable[[], float],
+    ) -> None:
+        self._routes = tuple(routes)
+        self._is_able = is_able
+        self._draw = draw
+
+    def routes(self, card: ModelCard) -> Sequence[Route]:
+        """Every route of this card, best first."""
+        fitting = [route for route in self._routes if route.fits(card)]
+        return sorted(fitting, key=lambda route: (-route.priority, -route.weight))
+
+    def choose(self, card: ModelCard, *, but: Sequence[str] = ()) -> str:
+        """The engine for `card`, none of `but`; Unavailable when nothing serves it."""
+        fitting = [route for route in self.routes(card) if route.engine not in but]
+        if not fitting:
+            raise Unavailable(
+                f"no engine or upstream serves {card.id}: "
+                "add a [[route]] or an [[upstream]] that names it",
+                field="model",
+            )
+        able = [route for route in fitting if self._is_able(route.engine)] or fitting
+        first = [route for route in able if route.priority == able[0].priority]
+        mark = self._draw() * sum(route.weight for route in first)
+        for route in first:
+            mark -= route.weight
+            if mark < 0:
+                return route.engine
+        return first[-1].engine
