@@ -1,7 +1,7 @@
 """The cards this server knows without being told, for the models that people's code names.
 
-Sizes of ratios: for Kontext the table of its open implementation, for FLUX.1 [dev] and [schnell] that
-of Replicate's open one. Limits are the widest of the dialects; each dialect narrows them as its
+Sizes of ratios: for Kontext the table of its open implementation, for FLUX.1 [dev]
+and [schnell] that of Replicate's open one. Limits are the widest of the dialects; each dialect narrows them as its
 own service does.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from fluxserve.core.errors import InvalidRequest, Problem, Rule, UnknownModel
 from fluxserve.core.request import (
@@ -15,6 +16,9 @@ from fluxserve.core.request import (
 from fluxserve.core.sizes import Size, nearest, of_area, parse_ratio, round_to
 
 SEED_MAX = 2**32 - 1
+SQUARE = Size(1024, 1024)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ class ModelCard:
     num_steps: int  # the default
     guidance: float  # the default
     limits: Limits = field(default_factory=Limits)
-    size: Size = Size(1024, 1024)  # where neither size nor ratio nor picture was given
+    size: Size = SQUARE  # where neither size nor ratio nor picture was given
     ratios: Mapping[str, Size] = field(default_factory=dict)  # sizes of named ratios
     preferred: tuple[Size, ...] = ()  # sizes that an input picture is matched to
     area: int = 1024 * 1024  # px, for ratios without a named size
@@ -141,7 +145,7 @@ class Catalog:
         return replace(request, width=size.width, height=size.height)
 
 
-def _or[T](value: T | None, default: T) -> T:
+def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 

@@ -88,9 +88,9 @@ class Keeper:
             for blob in await self._store.strip(before):
                 await self._blobs.delete(blob.key)
         for file in await self._files.expired(at):
-            blob = await self._files.delete(file.id)
-            if blob is not None:
-                await self._blobs.delete(blob.key)
+            orphan = await self._files.delete(file.id)
+            if orphan is not None:
+                await self._blobs.delete(orphan.key)
         if self._retention.predictions_s:
             await self._store.purge(at - timedelta(seconds=self._retention.predictions_s))
 
