@@ -1,0 +1,1 @@
+"""What computes: each engine turns jobs into images."""

@@ -1,0 +1,1 @@
+"""Step batching on our own device."""
