@@ -1,8 +1,8 @@
 """The cards this server knows without being told, for the models that people's code names.
 
-Sizes of ratios: for Kontext the table of its open implementation, for FLUX.1 [dev]
-and [schnell] that of Replicate's open one. Limits are the widest of the dialects; each dialect narrows them as its
-own service does.
+Sizes of ratios: for Kontext the table of its open implementation, for FLUX.1 [dev] and
+[schnell] that of Replicate's open one. Limits are the widest of the dialects; each dialect
+narrows them as its own service does.
 """
 
 from dataclasses import replace

@@ -316,6 +316,10 @@ class Intake(Protocol):
         """Sniff, check and store inline bytes; InvalidRequest or TooLarge naming the field."""
         ...
 
+    async def take_text(self, text: str, field_name: str) -> ImageInput:
+        """The same for a data URI or bare base64."""
+        ...
+
     async def fetch(self, url: str) -> EncodedImage:
         """Fetch a picture through the address guard; InputUnreachable or InvalidRequest."""
         ...

@@ -1,0 +1,307 @@
+"""What all dialects share: the services they call, reading bodies, finding the caller, errors.
+
+request -> routes of one dialect -> `answering` -> handler -> Response
+                                        |-> any FluxserveError in that dialect's own shape
+"""
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
+from typing import Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fluxserve.core.access import Caller
+from fluxserve.core.catalog import Catalog
+from fluxserve.core.errors import (
+    ErrorCode,
+    Failure,
+    FluxserveError,
+    InvalidRequest,
+    Problem,
+    Rule,
+    TooLarge,
+)
+from fluxserve.core.events import EventBus
+from fluxserve.core.keyring import KeyRing
+from fluxserve.core.live import LiveBoard
+from fluxserve.core.ports import BlobStore, DeliveryStore, FileStore, Intake
+from fluxserve.core.prediction import Prediction
+from fluxserve.core.request import JSON, ImageInput
+from fluxserve.core.routing import Router
+from fluxserve.core.service import PredictionService
+from fluxserve.dialects.links import Links, Signer
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateState:
+    """How much of a caller's rate is left."""
+
+    limit: int  # 0: none
+    remaining: int
+    reset_s: int
+
+
+class Limiter(Protocol):
+    """Counts requests per caller."""
+
+    async def hit(self, caller: Caller, kind: str) -> RateState:
+        """Count one request of `kind` ("create" or "read"); RateLimited when over."""
+        ...
+
+
+class Secrets(Protocol):
+    """Secrets derived for one purpose."""
+
+    def webhook_secret(self, tenant_id: str) -> str:
+        """`whsec_` and the standard base64 of 24 bytes; stable."""
+        ...
+
+
+class Accounts(Protocol):
+    """What a caller has left to spend."""
+
+    async def balance_micro(self, caller: Caller) -> int | None:
+        """Millionths of a USD; None where no budget is set."""
+        ...
+
+
+class Redelivery(Protocol):
+    """Sends a webhook message once more."""
+
+    async def redeliver(self, delivery_id: str) -> None: ...  # NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """The few settings that dialects know."""
+
+    public_url: str = ""  # scheme://host[:port]; empty: what the caller used
+    trusted_proxies: tuple[str, ...] = ()  # networks whose forwarded headers count
+    body_max_bytes: int = 32 * MIB
+    upload_max_bytes: int = 100 * MIB
+    delivery: str = "auto"  # Replicate outputs: url, data, auto
+    literal_aborted: bool = False  # Replicate: say `aborted` for an expired deadline
+    sync_timeout_s: float = 60.0  # WaveSpeed sync mode
+    wait_max_s: float = 600.0  # OpenAI and fal calls that wait for the picture
+    bfl_plain_secret: bool = True
+    bfl_webhook_status: str = "bfl"  # or "task"
+    bfl_poll_hold_s: float = 0.3
+    hardware: str = "local"
+    openai_default_model: str = ""  # what OpenAI's own model names stand for; "": see docs
+    fetch_allow: tuple[str, ...] = ()  # networks opened for webhooks and input URLs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a dialect may call."""
+
+    predictions: PredictionService
+    catalog: Catalog
+    router: Router
+    intake: Intake
+    blobs: BlobStore
+    files: FileStore
+    deliveries: DeliveryStore
+    keyring: KeyRing
+    limiter: Limiter
+    secrets: Secrets
+    accounts: Accounts
+    redelivery: Redelivery
+    bus: EventBus
+    live: LiveBoard
+    signer: Signer
+    http: HttpSettings
+    clock: Callable[[], datetime]
+    retention_s: float
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def links(self, request: Request, mount: str) -> Links:
+        """Links on the origin that this caller used."""
+        return self.links_on(base_url(request, self.http), mount)
+
+    def links_on(self, base: str, mount: str) -> Links:
+        return Links(base=base, mount=mount, signer=self.signer, keep=self._keep())
+
+    def _keep(self) -> timedelta:
+        return timedelta(seconds=self.retention_s or 3650 * 86400)
+
+
+ErrorShape = Callable[[Failure], tuple[int, JSON]]
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One HTTP API: where it lives, what it answers, how its errors and webhooks look.
+
+    `routes(services, mount)` gives the routes under one mount, with full paths. `owns(path)` tells
+    whether an unknown path should get this dialect's 404. `render` is the webhook body too.
+    """
+
+    name: str
+    mounts: tuple[str, ...]
+    routes: Callable[[Services, str], Sequence[Route]]
+    render: Callable[[Prediction, Links], JSON]
+    error: ErrorShape
+    owns: Callable[[str], bool]
+    signature: str = "standard"  # standard, bfl, wavespeed or fal
+    error_headers: Callable[[Failure], Mapping[str, str]] = lambda failure: {}
+
+
+def answering(
+    error: ErrorShape, headers: Callable[[Failure], Mapping[str, str]] | None = None
+) -> Callable[[Handler], Handler]:
+    """Decorate a handler so that whatever it raises is answered in the dialect's shape."""
+
+    def decorate(handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except FluxserveError as problem:
+                return failed(problem.failure(), error, headers)
+            except ClientDisconnect:
+                return Response(status_code=499)
+            except Exception:
+                log.exception("%s %s failed", request.method, request.url.path)
+                text = "an unforeseen error; the server's log says more"
+                return failed(Failure(code=ErrorCode.INTERNAL, message=text), error, headers)
+
+        return answer
+
+    return decorate
+
+
+def failed(
+    failure: Failure,
+    error: ErrorShape,
+    headers: Callable[[Failure], Mapping[str, str]] | None = None,
+) -> Response:
+    """The answer for a failure in one dialect's shape."""
+    status, body = error(failure)
+    more = dict(headers(failure)) if headers else {}
+    if failure.retry_after_s is not None:
+        more.setdefault("Retry-After", str(max(1, math.ceil(failure.retry_after_s))))
+    return JSONResponse(body, status, more)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body; TooLarge as soon as it is known to be over `max_bytes`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise TooLarge(f"the body may have at most {max_bytes} bytes, not {declared}")
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise TooLarge(f"the body may have at most {max_bytes} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, JSON]:
+    """The body as a JSON object, whatever its content type says; InvalidRequest, TooLarge."""
+    return parse_object(await read_body(request, max_bytes))
+
+
+def parse_object(body: bytes) -> dict[str, JSON]:
+    """Bytes as a JSON object; InvalidRequest says what is wrong with them."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _bad_body(f"the body is not valid UTF-8 (byte {error.start})") from None
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise _bad_body("the body is nested too deeply") from None
+    except ValueError as error:
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        where = f" (line {error.lineno}, column {error.colno})" if is_syntax else ""
+        raise _bad_body(f"the body is not valid JSON{where}") from None
+    if not isinstance(value, dict):
+        raise _bad_body("the body must be a JSON object")
+    if "\\u" in text and "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _bad_body("the body holds half a surrogate pair") from None
+    return value
+
+
+def _bad_body(message: str) -> InvalidRequest:
+    return InvalidRequest(
+        message, problems=[Problem(field="", rule=Rule.FORMAT, message=message, expected="json")]
+    )
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def base_url(request: Request, http: HttpSettings) -> str:
+    """scheme://host[:port] as the caller sees us: configured, told by a trusted proxy, or asked."""
+    if http.public_url:
+        return http.public_url.rstrip("/")
+    scheme = request.url.scheme
+    host = request.headers.get("host", "")
+    if _is_trusted(request, http):
+        scheme = _first(request.headers.get("x-forwarded-proto")) or scheme
+        host = _first(request.headers.get("x-forwarded-host")) or host
+    if not _is_host(host):
+        server = request.scope.get("server") or ("localhost", None)
+        host = f"{server[0]}:{server[1]}" if server[1] else str(server[0])
+    return f"{'https' if scheme == 'https' else 'http'}://{host}"
+
+
+def _first(value: str | None) -> str:
+    return (value or "").split(",")[0].strip()
+
+
+def _is_host(host: str) -> bool:
+    return 0 < len(host) <= 261 and all(
+        character.isalnum() or character in "-._:[]" for character in host
+    )
+
+
+def _is_trusted(request: Request, http: HttpSettings) -> bool:
+    client = request.client
+    if client is None:  # a Unix socket: whoever reaches it is on this machine
+        return True
+    try:
+        address = ip_address(client.host)
+    except ValueError:
+        return False
+    return address.is_loopback or any(
+        address in ip_network(network, strict=False) for network in http.trusted_proxies
+    )
+
+
+def bearer(request: Request, *schemes: str) -> str | None:
+    """The secret after one of the schemes in Authorization (any case), or None."""
+    scheme, _, secret = request.headers.get("authorization", "").strip().partition(" ")
+    wanted = [name.lower() for name in schemes or ("bearer",)]
+    return secret.strip() or None if scheme.lower() in wanted else None
+
+
+async def take_image(services: Services, value: str, field_name: str) -> ImageInput:
+    """An input picture as dialects get it: a URL is kept, inline bytes are checked and stored.
+
+    InvalidRequest or TooLarge, naming the field.
+    """
+    text = value.strip()
+    if text[:8].lower().startswith(("http://", "https://")):
+        if len(text) > 8192:
+            raise InvalidRequest("a URL of at most 8192 characters", field=field_name)
+        return ImageInput(url=text)
+    return await services.intake.take_text(text, field_name)
