@@ -225,10 +225,11 @@ def parse_object(body: bytes) -> dict[str, JSON]:
         value = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise _bad_body("the body is nested too deeply") from None
-    except ValueError as error:
-        is_syntax = isinstance(error, json.JSONDecodeError)
-        where = f" (line {error.lineno}, column {error.colno})" if is_syntax else ""
-        raise _bad_body(f"the body is not valid JSON{where}") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _bad_body(f"the body is not valid JSON ({where})") from None
+    except ValueError:
+        raise _bad_body("the body is not valid JSON") from None
     if not isinstance(value, dict):
         raise _bad_body("the body must be a JSON object")
     if "\\u" in text and "\\ud" in text.lower():

@@ -1,0 +1,293 @@
+"""Every setting, unit and default; the only reader of the environment and of the settings file.
+
+Flag over environment over file over default, merged key by key. One name everywhere:
+`--public-url`, `FLUXSERVE_PUBLIC_URL`, `public_url = "..."`; nested `FLUXSERVE_SIMULATOR__SECONDS`,
+`[simulator] seconds`. An unknown key or a bad value stops the start and names itself.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fluxserve.core.errors import StartupError
+
+PREFIX = "FLUXSERVE_"
+# Read by the command line as a client; no settings of the server.
+NOT_SETTINGS = frozenset({"FLUXSERVE_CONFIG", "FLUXSERVE_SERVER", "FLUXSERVE_API_KEY"})
+
+
+def _listed(value: object) -> object:
+    """A list from the environment: JSON, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        return json.loads(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Database(Section):
+    url: str = Field("", description="sqlite:///PATH or postgresql://...; empty: in data_dir")
+
+
+class Files(Section):
+    url: str = Field("", description="file:///PATH or s3://bucket/prefix; empty: in data_dir")
+
+
+class Fetch(Section):
+    allow: Names = Field(
+        (), description="private networks (CIDR) that input URLs and webhooks may reach"
+    )
+    timeout_s: float = Field(
+        30.0, gt=0, description="seconds for one input URL, redirects included"
+    )
+    redirects_max: int = Field(5, ge=0, description="redirects followed for an input URL")
+
+
+class Limits(Section):
+    body_max_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="bytes of a JSON body")
+    upload_max_bytes: int = Field(100 * 1024 * 1024, ge=1024, description="bytes of an upload")
+    pixels_max: int = Field(64_000_000, ge=4096, description="pixels of an input picture")
+    queue_max: int = Field(10_000, ge=0, description="predictions waiting; 0: no limit")
+    rate_per_minute: int = Field(0, ge=0, description="requests per key and minute; 0: no limit")
+    concurrency: int = Field(0, ge=0, description="unfinished predictions per key; 0: no limit")
+
+
+class Retention(Section):
+    files_s: float = Field(7 * 86400, ge=0, description="seconds files are kept; 0: for ever")
+    predictions_s: float = Field(30 * 86400, ge=0, description="seconds records are kept; 0: ever")
+
+
+class Engine(Section):
+    device: str = Field("auto", description="auto, cpu, mps, cuda, or a list such as cuda:0,cuda:1")
+    model_dir: str = Field("", description="a folder of real weights; empty: the embedded model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
+    )
+    batch_tokens_max: int = Field(0, ge=0, description="tokens of one step; 0: chosen by device")
+    concurrency: int = Field(16, ge=1, description="predictions the engine holds at once")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: one per core")
+    stuck_s: float = Field(120.0, gt=0, description="an engine silent for this long is replaced")
+    preview_steps: int = Field(2, ge=0, description="a preview every so many steps; 0: none")
+
+
+class Simulator(Section):
+    enabled: bool = Field(False, description="the simulator answers for every model name")
+    seconds: float = Field(2.0, ge=0, description="how long a simulated run takes")
+    steps: int = Field(10, ge=1, description="steps that a simulated run reports")
+    outcome: Literal["succeed", "fail", "refuse_input", "refuse_output", "hold"] = "succeed"
+    error: str = Field("the simulator was told to fail", description="what `fail` fails with")
+    concurrency: int = Field(0, ge=0, description="runs at once; 0: no limit")
+
+
+class Proxy(Section):
+    trusted: Names = Field((), description="networks whose forwarded headers count")
+
+
+class Replicate(Section):
+    output: Literal["auto", "url", "data"] = Field(
+        "auto", description="outputs as links or data URIs; auto: data for SDKs over plain http"
+    )
+    literal_aborted: bool = Field(False, description="say `aborted` when a deadline came first")
+
+
+class Wavespeed(Section):
+    sync_timeout_s: float = Field(60.0, gt=0, description="seconds that sync mode holds an answer")
+
+
+class Bfl(Section):
+    webhook_status: Literal["bfl", "task"] = Field("bfl", description="words of webhook statuses")
+    plain_secret: bool = Field(True, description="send X-Webhook-Secret besides the signature")
+    poll_hold_s: float = Field(0.3, ge=0, le=5, description="seconds that an early poll is held")
+
+
+class Openai(Section):
+    default_model: str = Field("", description="what OpenAI's own model names stand for")
+    wait_max_s: float = Field(600.0, gt=0, description="seconds that a call waits for its picture")
+
+
+class Dispatch(Section):
+    lease_s: float = Field(
+        30.0, gt=0, description="a worker silent for this long is taken for dead"
+    )
+    heartbeat_s: float = Field(7.0, gt=0, description="how often a worker renews its lease")
+    job_s: float = Field(1800.0, gt=0, description="a run that takes longer has failed")
+    drain_s: float = Field(20.0, ge=0, description="a stop waits this long for running work")
+    attempts_max: int = Field(5, ge=1, description="starts of one prediction before it has failed")
+
+
+class Route(Section):
+    model: str = Field(description="a public name, or a pattern with *")
+    engine: str = Field(description="embedded, local, simulator, or the name of an [[upstream]]")
+    priority: int = 0
+    weight: float = Field(1.0, gt=0)
+
+
+class Upstream(Section):
+    name: str
+    kind: Literal["replicate", "bfl", "wavespeed", "openai", "fluxserve"]
+    base_url: str
+    key_env: str = Field("", description="the environment variable that holds the key")
+    models: tuple[str, ...] | dict[str, str] = ()
+    weight: float = Field(1.0, gt=0)
+    priority: int = 10
+    on_unknown: Literal["fail", "resubmit"] = "fail"
+    concurrency: int = Field(16, ge=1, description="submitted jobs at once")
+    cooldown_s: float = Field(30.0, ge=0, description="rest after repeated failures")
+    timeout_s: float = Field(60.0, gt=0, description="seconds for one call")
+    reconcile_grace_s: float = Field(60.0, ge=0)
+    price_micro: int = Field(0, ge=0, description="millionths of a USD per picture")
+    allow_hosts: tuple[str, ...] = Field((), description="hosts its answers may point to")
+
+
+class Settings(Section):
+    """All of them."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="0: a free one")
+    data_dir: str = Field("", description="where everything is kept; empty: the user's data folder")
+    tls_cert: str = Field("", description="certificate file: serve https")
+    tls_key: str = Field("", description="its private key")
+    public_url: str = Field("", description="scheme://host as callers see it; empty: as they ask")
+    insecure_open: bool = Field(False, description="no keys needed on a public address")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    cors: Names = Field((), description="origins whose pages may call the API; * for all")
+    database: Database = Database()
+    files: Files = Files()
+    fetch: Fetch = Fetch()
+    limits: Limits = Limits()
+    retention: Retention = Retention()
+    engine: Engine = Engine()
+    simulator: Simulator = Simulator()
+    proxy: Proxy = Proxy()
+    replicate: Replicate = Replicate()
+    wavespeed: Wavespeed = Wavespeed()
+    bfl: Bfl = Bfl()
+    openai: Openai = Openai()
+    dispatch: Dispatch = Dispatch()
+    route: tuple[Route, ...] = ()
+    upstream: tuple[Upstream, ...] = ()
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+
+
+def default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "fluxserve"
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force. `flags` is nested, without what was not given. StartupError."""
+    environ = os.environ if environ is None else environ
+    path = config or environ.get("FLUXSERVE_CONFIG")
+    merged: dict[str, Any] = {}
+    for source in (_from_file(path), _from_environment(environ), dict(flags or {})):
+        _merge(merged, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        text = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise StartupError(f"setting {name}: {text}") from None
+
+
+def secret_from(variable: str, environ: Mapping[str, str] | None = None) -> str:
+    """The key that a setting names by its environment variable; StartupError when it is empty."""
+    value = (os.environ if environ is None else environ).get(variable, "")
+    if not value:
+        raise StartupError(f"the environment variable {variable} holds no key: set it")
+    return value
+
+
+def _from_file(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StartupError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"the settings file {path} is not valid TOML: {error}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        *sections, key = name[len(PREFIX) :].lower().split("__")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = _value_of(sections, key, value)
+    return found
+
+
+def _value_of(sections: Sequence[str], key: str, value: str) -> Any:
+    """Tables and lists of tables come as JSON; everything else as text."""
+    if not sections and key in ("route", "upstream"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise StartupError(f"setting {key}: the environment must hold JSON") from None
+    return value
+
+
+def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def documented() -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every setting, for the docs."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def visit(model: type[BaseModel], before: str) -> None:
+        for name, info in model.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                visit(kind, f"{before}{name}.")
+            elif get_origin(kind) is tuple and _is_section(kind):
+                visit(get_args(kind)[0], f"{before}{name}[].")
+            else:
+                default = "" if info.is_required() else json.dumps(info.default)
+                rows.append((f"{before}{name}", _type_name(kind), default, info.description or ""))
+
+    visit(Settings, "")
+    return rows
+
+
+def _is_section(kind: Any) -> bool:
+    first = get_args(kind)[0]
+    return isinstance(first, type) and issubclass(first, BaseModel)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "list"
+    return getattr(kind, "__name__", str(kind).replace("typing.", ""))
