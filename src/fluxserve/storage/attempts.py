@@ -1,0 +1,348 @@
+"""Attempts at providers: every move one guarded transaction, so that no submission is doubled.
+
+    intend (prediction still ours?) ─> move* (state still what we saw?) ─> finished
+    claim_due hands out what is to be polled or looked up, to one worker at a time
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import bindparam, func, insert, literal_column, select, text, update
+
+from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.errors import Conflict, NotFound
+from fluxserve.storage import codec, tables
+from fluxserve.storage.database import Database, Param, Row, Statement, Transition
+
+A = tables.attempt.c
+P = tables.prediction.c
+
+COLUMNS = (
+    A.id,
+    A.prediction_id,
+    A.fence,
+    A.channel,
+    A.upstream_model,
+    A.state,
+    A.upstream_id,
+    A.poll_url,
+    A.created_at,
+    A.next_poll_at,
+    A.poll_count,
+    A.finished_at,
+    A.cost_micro,
+    A.error,
+    A.detail,
+)
+UNFINISHED = text("finished_at IS NULL")
+IS_DUE = text("next_poll_at IS NOT NULL")
+OUR_STATES = (AttemptState.FETCHED.value,)  # unfinished, but nothing runs at the provider
+
+HOLD = Statement(
+    update(tables.prediction)
+    .where(
+        P.id == bindparam("of_prediction"),
+        text("status = 'running'"),
+        P.attempt == bindparam("fence_now"),
+    )
+    .values(lease_until=bindparam("until"))
+    .returning(P.id)
+)
+INSERT = Statement(insert(tables.attempt))
+OF = Statement(
+    select(*COLUMNS)
+    .where(A.prediction_id == bindparam("of_prediction"))
+    .order_by(A.created_at, A.id)
+)
+GET = Statement(select(*COLUMNS).where(A.id == bindparam("attempt_id")))
+SAME_JOB = Statement(
+    select(A.id).where(
+        A.channel == bindparam("on_channel"),
+        A.upstream_id == bindparam("their_id"),
+        A.id != bindparam("attempt_id"),
+    )
+)
+MOVE = Statement(
+    update(tables.attempt)
+    .where(A.id == bindparam("attempt_id"), A.state == bindparam("old_state"))
+    .values(
+        fence=bindparam("new_fence"),
+        state=bindparam("new_state"),
+        upstream_id=bindparam("new_upstream_id"),
+        poll_url=bindparam("new_poll_url"),
+        next_poll_at=bindparam("new_next_at"),
+        poll_count=bindparam("new_polls"),
+        finished_at=bindparam("new_finished_at"),
+        cost_micro=bindparam("new_cost"),
+        error=bindparam("new_error"),
+        detail=bindparam("new_detail"),
+    )
+    .returning(A.id)
+)
+DUE = (
+    select(A.id)
+    .where(IS_DUE, A.next_poll_at <= bindparam("at"))
+    .order_by(A.next_poll_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+CLAIM_DUE = Statement(
+    update(tables.attempt)
+    .where(A.id.in_(DUE))
+    .values(next_poll_at=bindparam("until"))
+    .returning(*COLUMNS)
+)
+NEXT_DUE = Statement(select(func.min(A.next_poll_at)).where(IS_DUE))
+HURRY = Statement(
+    update(tables.attempt)
+    .where(UNFINISHED, A.state == bindparam("old_state"))
+    .values(next_poll_at=bindparam("at"))
+    .returning(A.id)
+)
+OPEN_COUNTS = Statement(
+    select(A.channel, func.count(literal_column("1")))
+    .where(UNFINISHED, A.state != bindparam("ours"))
+    .group_by(A.channel)
+)
+BOUND = Statement(
+    select(A.upstream_id).where(
+        A.channel == bindparam("on_channel"), A.upstream_id == bindparam("their_id")
+    )
+)
+NEWEST = select(*COLUMNS).order_by(A.created_at.desc(), A.id.desc()).limit(bindparam("most"))
+PAGE = Statement(NEWEST)
+PAGE_STATE = Statement(NEWEST.where(A.state == bindparam("of_state")))
+PAGE_CHANNEL = Statement(NEWEST.where(A.channel == bindparam("on_channel")))
+PAGE_BOTH = Statement(
+    NEWEST.where(A.channel == bindparam("on_channel"), A.state == bindparam("of_state"))
+)
+
+
+class AttemptRows:
+    """The AttemptStore of both databases."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def intend(self, attempt: Attempt, lease_until: datetime) -> None:
+        await self._database.run(intend(attempt, lease_until))
+
+    async def move(self, before: Attempt, after: Attempt) -> Attempt:
+        return await self._database.run(move(before, after))
+
+    async def get(self, attempt_id: str) -> Attempt:
+        return await self._database.read(get(attempt_id))
+
+    async def of(self, prediction_id: str) -> Sequence[Attempt]:
+        return await self._database.read(of(prediction_id))
+
+    async def claim_due(self, at: datetime, until: datetime, limit: int) -> Sequence[Attempt]:
+        return await self._database.run(claim_due(at, until, limit))
+
+    async def next_due(self) -> datetime | None:
+        return await self._database.read(next_due())
+
+    async def hurry(self, at: datetime) -> int:
+        return await self._database.run(hurry(at))
+
+    async def open_counts(self) -> Mapping[str, int]:
+        return await self._database.read(open_counts())
+
+    async def bound_ids(self, channel: str, upstream_ids: Sequence[str]) -> frozenset[str]:
+        return await self._database.read(bound_ids(channel, upstream_ids))
+
+    async def page(
+        self, *, channel: str | None = None, state: AttemptState | None = None, limit: int = 100
+    ) -> Sequence[Attempt]:
+        return await self._database.read(page(channel, state, limit))
+
+
+def intend(attempt: Attempt, lease_until: datetime) -> Transition[None]:
+    assert attempt.state is AttemptState.INTENT
+    rows = yield HOLD(
+        {
+            "of_prediction": attempt.prediction_id,
+            "fence_now": attempt.fence,
+            "until": codec.to_micros(lease_until),
+        }
+    )
+    if not rows:
+        raise Conflict("the prediction is no longer ours to submit")
+    for other in (yield from of(attempt.prediction_id)):
+        if other.part == attempt.part and other.state.is_open:
+            raise Conflict("a submission for this prediction is open already")
+    yield INSERT(
+        {
+            "id": attempt.id,
+            "prediction_id": attempt.prediction_id,
+            "fence": attempt.fence,
+            "channel": attempt.channel,
+            "upstream_model": attempt.model,
+            "state": attempt.state.value,
+            "upstream_id": None,
+            "poll_url": None,
+            "created_at": codec.to_micros(attempt.created_at),
+            "submitted_at": codec.to_micros(attempt.created_at),
+            "next_poll_at": codec.maybe_micros(attempt.next_at),
+            "poll_count": 0,
+            "lease_owner": None,
+            "lease_until": None,
+            "finished_at": None,
+            "cost_micro": attempt.cost_micro,
+            "error": None,
+            "detail": _detail(attempt),
+        }
+    )
+
+
+def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
+    if after.upstream_id and after.upstream_id != before.upstream_id:
+        rows = yield SAME_JOB(
+            {
+                "on_channel": after.channel,
+                "their_id": after.upstream_id,
+                "attempt_id": after.id,
+            }
+        )
+        if rows:
+            raise Conflict("another submission of ours has this job already")
+    rows = yield MOVE(
+        {
+            "attempt_id": before.id,
+            "old_state": before.state.value,
+            "new_fence": after.fence,
+            "new_state": after.state.value,
+            "new_upstream_id": after.upstream_id or None,
+            "new_poll_url": after.poll_url or None,
+            "new_next_at": codec.maybe_micros(after.next_at),
+            "new_polls": after.polls,
+            "new_finished_at": codec.maybe_micros(after.finished_at),
+            "new_cost": after.cost_micro,
+            "new_error": codec.encode_failure(after.failure),
+            "new_detail": _detail(after),
+        }
+    )
+    if not rows:
+        yield from get(before.id)  # NotFound rather than Conflict
+        raise Conflict(f"the submission is no longer {before.state}")
+    return after
+
+
+def get(attempt_id: str) -> Transition[Attempt]:
+    rows = yield GET({"attempt_id": attempt_id})
+    if not rows:
+        raise NotFound("no such submission")
+    return _decode(rows[0])
+
+
+def of(prediction_id: str) -> Transition[Sequence[Attempt]]:
+    rows = yield OF({"of_prediction": prediction_id})
+    return [_decode(row) for row in rows]
+
+
+def claim_due(at: datetime, until: datetime, limit: int) -> Transition[Sequence[Attempt]]:
+    rows = yield CLAIM_DUE(
+        {"at": codec.to_micros(at), "until": codec.to_micros(until), "most": limit}
+    )
+    return [_decode(row) for row in rows]
+
+
+def next_due() -> Transition[datetime | None]:
+    rows = yield NEXT_DUE({})
+    return codec.maybe_time(rows[0][0])
+
+
+def hurry(at: datetime) -> Transition[int]:
+    rows = yield HURRY({"old_state": AttemptState.INTENT.value, "at": codec.to_micros(at)})
+    return len(rows)
+
+
+def open_counts() -> Transition[Mapping[str, int]]:
+    rows = yield OPEN_COUNTS({"ours": AttemptState.FETCHED.value})
+    return {channel: count for channel, count in rows}
+
+
+def bound_ids(channel: str, upstream_ids: Sequence[str]) -> Transition[frozenset[str]]:
+    found: set[str] = set()
+    for their_id in dict.fromkeys(upstream_ids):
+        rows = yield BOUND({"on_channel": channel, "their_id": their_id})
+        found |= {row[0] for row in rows}
+    return frozenset(found)
+
+
+def page(
+    channel: str | None, state: AttemptState | None, limit: int
+) -> Transition[Sequence[Attempt]]:
+    params: dict[str, Param] = {"most": limit}
+    if channel is not None:
+        params["on_channel"] = channel
+    if state is not None:
+        params["of_state"] = state.value
+    match channel, state:
+        case None, None:
+            statement = PAGE
+        case None, _:
+            statement = PAGE_STATE
+        case _, None:
+            statement = PAGE_CHANNEL
+        case _:
+            statement = PAGE_BOTH
+    rows = yield statement(params)
+    return [_decode(row) for row in rows]
+
+
+def _detail(attempt: Attempt) -> str:
+    return codec.dump(
+        {
+            "part": attempt.part,
+            "parts": attempt.parts,
+            "trouble": attempt.trouble,
+            "refused": attempt.refused,
+            "facts": attempt.facts,
+            "outputs": codec.encode_outputs(attempt.outputs),
+        }
+    )
+
+
+def _decode(row: Row) -> Attempt:
+    (
+        id_,
+        prediction_id,
+        fence,
+        channel,
+        model,
+        state,
+        upstream_id,
+        poll_url,
+        created_at,
+        next_at,
+        polls,
+        finished_at,
+        cost_micro,
+        error,
+        detail_text,
+    ) = row
+    detail = codec.load(detail_text)
+    return Attempt(
+        id=id_,
+        prediction_id=prediction_id,
+        fence=fence,
+        channel=channel,
+        model=model,
+        part=detail["part"],
+        parts=detail["parts"],
+        state=AttemptState(state),
+        created_at=codec.to_time(created_at),
+        next_at=codec.maybe_time(next_at),
+        upstream_id=upstream_id or "",
+        poll_url=poll_url or "",
+        polls=polls,
+        trouble=detail["trouble"],
+        cost_micro=cost_micro,
+        outputs=codec.decode_outputs(detail["outputs"]),
+        failure=codec.decode_failure(error),
+        refused=detail["refused"],
+        finished_at=codec.maybe_time(finished_at),
+        facts=detail["facts"],
+    )

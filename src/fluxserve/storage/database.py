@@ -1,0 +1,133 @@
+"""The port that both databases share: transitions go in, results come out.
+
+    store method ──> transition ──> Database.run ──> rows ──> result
+
+A transition is one move of the house, written once and knowing no driver: a generator that yields
+calls (a statement and its parameters), is sent the rows, and returns the result. Everything that
+one transition yields is one database transaction; raising from it undoes all of it:
+
+    RENAME = Statement(
+        update(api_key)
+        .where(api_key.c.id == bindparam("key_id"))
+        .values(name=bindparam("new_name"))
+        .returning(api_key.c.id)
+    )
+
+    def rename(key_id: str, name: str) -> Transition[None]:
+        rows = yield RENAME({"key_id": key_id, "new_name": name})
+        if not rows:
+            raise NotFound("no such key")
+
+    await database.run(rename(key_id, name))
+
+Transitions compose with `yield from`: a hold on a budget and the acceptance of a prediction can be
+one transaction. Writes that guard themselves end in RETURNING, and no row means that the guard
+failed: row counts are not part of the port. `Database.read` runs a transition of SELECTs.
+
+Values are int, float, str and None only, in both databases: times are microseconds since the epoch
+(see codec.py), truth is 0 or 1, structure is JSON text. A SELECT gives tuples in column order. The
+name of a bindparam must not be the name of a column that the same statement sets.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+
+from sqlalchemy import Dialect
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ClauseElement
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Param: TypeAlias = int | float | str | None
+Row: TypeAlias = tuple[Any, ...]  # the columns of a SELECT or RETURNING, as the transition knows
+Rows: TypeAlias = Sequence[Row]
+
+
+SQLITE: Dialect = SQLiteDialect(paramstyle="qmark")
+POSTGRESQL: Dialect = PGDialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+class Compiled(NamedTuple):
+    """SQL of one dialect, and how its parameters line up."""
+
+    sql: str
+    pick: Callable[[Mapping[str, Param]], tuple[Param, ...]]
+
+
+class Call(NamedTuple):
+    """One statement with its parameters by name."""
+
+    statement: "Statement"
+    params: Mapping[str, Param]
+
+
+Transition: TypeAlias = Generator[Call, Rows, T]
+
+
+class Statement:
+    """A SQLAlchemy Core construct, compiled once per database. Calling it gives a `Call`.
+
+    `postgresql` is for the rare construct that the two databases spell by different classes.
+    """
+
+    def __init__(self, construct: Executable, postgresql: Executable | None = None) -> None:
+        self._construct = construct
+        self._postgresql = construct if postgresql is None else postgresql
+
+    def __call__(self, params: Mapping[str, Param]) -> Call:
+        return Call(self, params)
+
+    @cached_property
+    def sqlite(self) -> Compiled:
+        return _compiled(self._construct, SQLITE)
+
+    @cached_property
+    def postgresql(self) -> Compiled:
+        return _compiled(self._postgresql, POSTGRESQL)
+
+
+class Database(Protocol):
+    """Runs transitions, each as one transaction, durable once `run` returns."""
+
+    async def start(self) -> None:
+        """Open, bring the schema up to date; StartupError saying what to do."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, transition: Transition[T]) -> T:
+        """One transaction; what the transition raises is raised here, with nothing written."""
+        ...
+
+    async def read(self, transition: Transition[T]) -> T:
+        """SELECTs only; each sees what was committed by then."""
+        ...
+
+
+def _compiled(construct: Executable, dialect: Dialect) -> Compiled:
+    compiled = cast(SQLCompiler, cast(ClauseElement, construct).compile(dialect=dialect))
+    names = tuple(compiled.positiontup or ())
+    # Values written into the construct itself (limits, literals) travel as parameters too.
+    fixed = {name: value for name, value in compiled.params.items() if value is not None}
+    return Compiled(str(compiled), _picker(names, fixed))
+
+
+def _picker(
+    names: tuple[str, ...], fixed: Mapping[str, Param]
+) -> Callable[[Mapping[str, Param]], tuple[Param, ...]]:
+    if not names:
+        return lambda params: ()
+    if fixed.keys() & set(names):
+        return lambda params: tuple(
+            params[name] if name in params else fixed[name] for name in names
+        )
+    if len(names) == 1:
+        (name,) = names
+        return lambda params: (params[name],)
+    return cast(Callable[[Mapping[str, Param]], tuple[Param, ...]], itemgetter(*names))

@@ -1,0 +1,244 @@
+"""Predictions and their events in SQL: `PredictionStore` over a `Database`."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, text, tuple_
+
+from fluxserve.core.deliveries import Delivery
+from fluxserve.core.events import Event
+from fluxserve.core.ports import Idempotency, Lease, Query
+from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.core.request import BlobRef
+from fluxserve.storage import codec, tables, transitions
+from fluxserve.storage.accept import QueueGauge, accept
+from fluxserve.storage.database import Database, Param, Statement, Transition
+from fluxserve.storage.records import (
+    EVENT_COLUMNS,
+    PREDICTION_COLUMNS,
+    decode_event,
+    decode_prediction,
+)
+
+P = tables.prediction.c
+E = tables.event.c
+
+SWEEP_MAX = 1000  # rows one look for lost or late predictions returns; the next look goes on
+
+EVENTS = Statement(
+    select(*EVENT_COLUMNS)
+    .where(E.prediction_id == bindparam("of"), E.seq > bindparam("after"))
+    .order_by(E.seq)
+)
+EXPIRED = Statement(
+    select(*PREDICTION_COLUMNS)
+    .where(transitions.IS_RUNNING, P.lease_until < bindparam("at"))
+    .order_by(P.lease_until)
+    .limit(bindparam("most"))
+)
+OVERDUE = Statement(
+    select(*PREDICTION_COLUMNS)
+    .where(
+        text("deadline_at IS NOT NULL AND finished_at IS NULL"), P.deadline_at <= bindparam("at")
+    )
+    .order_by(P.deadline_at)
+    .limit(bindparam("most"))
+)
+AHEAD = Statement(
+    select(func.count())
+    .select_from(tables.prediction)
+    .where(
+        transitions.IS_QUEUED,
+        P.engine == bindparam("of_engine"),
+        or_(
+            P.priority > bindparam("own_priority"),
+            and_(
+                P.priority == bindparam("own_priority"),
+                or_(
+                    P.created_at < bindparam("since"),
+                    and_(P.created_at == bindparam("since"), P.id < bindparam("own_id")),
+                ),
+            ),
+        ),
+    )
+)
+
+
+class SqlPredictionStore:
+    """`PredictionStore` on either database. Events are published by the caller, after the write."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._queue = QueueGauge()
+
+    async def add(
+        self,
+        prediction: Prediction,
+        event: Event,
+        deliveries: Sequence[Delivery] = (),
+        idempotency: Idempotency | None = None,
+        queue_max: int = 0,
+        concurrency_max: int = 0,
+    ) -> Prediction:
+        return await self._database.run(
+            accept(
+                prediction,
+                event,
+                deliveries,
+                idempotency,
+                self._queue,
+                queue_max,
+                concurrency_max,
+            )
+        )
+
+    async def get(self, prediction_id: str) -> Prediction:
+        return await self._database.read(transitions.get(prediction_id))
+
+    async def page(self, query: Query) -> Sequence[Prediction]:
+        return await self._database.read(_page(query))
+
+    async def count(self, query: Query) -> int:
+        return await self._database.read(_count(query))
+
+    async def claim(
+        self, engine: str, *, owner: str, at: datetime, lease_until: datetime
+    ) -> tuple[Prediction, Event] | None:
+        return await self._database.run(transitions.claim(engine, owner, at, lease_until))
+
+    async def renew(self, prediction: Prediction, *, owner: str, lease_until: datetime) -> Lease:
+        return await self._database.run(transitions.renew(prediction, owner, lease_until))
+
+    async def move(
+        self,
+        before: Prediction,
+        after: Prediction,
+        event: Event,
+        deliveries: Sequence[Delivery] = (),
+    ) -> Event:
+        if after.status is PredictionStatus.QUEUED:
+            self._queue.void()
+        return await self._database.run(transitions.move(before, after, event, deliveries))
+
+    async def append(self, event: Event) -> Event:
+        return await self._database.run(transitions.append(event))
+
+    async def events(self, prediction_id: str, after: int = 0) -> Sequence[Event]:
+        return await self._database.read(_events(prediction_id, after))
+
+    async def expired(self, at: datetime) -> Sequence[Prediction]:
+        return await self._database.read(_due(EXPIRED, at))
+
+    async def overdue(self, at: datetime) -> Sequence[Prediction]:
+        return await self._database.read(_due(OVERDUE, at))
+
+    async def ask_cancel(self, prediction_id: str) -> Prediction:
+        return await self._database.run(transitions.ask_cancel(prediction_id))
+
+    async def queue_position(self, prediction: Prediction) -> int:
+        if prediction.status is not PredictionStatus.QUEUED:
+            return 0
+        return await self._database.read(_ahead(prediction))
+
+    async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
+        return await self._database.run(transitions.forget(prediction_id))
+
+    async def strip(self, finished_before: datetime, limit: int = 100) -> Sequence[BlobRef]:
+        return await self._database.run(transitions.strip(finished_before, limit))
+
+    async def purge(self, created_before: datetime, limit: int = 100) -> int:
+        return await self._database.run(transitions.purge(created_before, limit))
+
+
+# --- reads ---------------------------------------------------------------------------------------
+
+
+def _events(prediction_id: str, after: int) -> Transition[Sequence[Event]]:
+    rows = yield EVENTS({"of": prediction_id, "after": after})
+    return [decode_event(row) for row in rows]
+
+
+def _due(statement: Statement, at: datetime) -> Transition[Sequence[Prediction]]:
+    rows = yield statement({"at": codec.to_micros(at), "most": SWEEP_MAX})
+    return [decode_prediction(row) for row in rows]
+
+
+def _ahead(prediction: Prediction) -> Transition[int]:
+    rows = yield AHEAD(
+        {
+            "of_engine": prediction.engine,
+            "own_priority": prediction.priority,
+            "since": codec.to_micros(prediction.created_at),
+            "own_id": prediction.id,
+        }
+    )
+    return int(rows[0][0])
+
+
+def _page(query: Query) -> Transition[Sequence[Prediction]]:
+    params = {**_params(query), "most": query.limit}
+    rows = yield _page_statement(frozenset(params), len(query.model_names), len(query.statuses))(
+        params
+    )
+    return [decode_prediction(row) for row in rows]
+
+
+def _count(query: Query) -> Transition[int]:
+    params = _params(query)
+    rows = yield _count_statement(frozenset(params), len(query.model_names), len(query.statuses))(
+        params
+    )
+    return int(rows[0][0])
+
+
+def _params(query: Query) -> dict[str, Param]:
+    """What the query says, by name; a filter that says nothing is absent."""
+    said: dict[str, Param] = {f"name_{i}": name for i, name in enumerate(query.model_names)}
+    said |= {f"status_{i}": status.value for i, status in enumerate(query.statuses)}
+    if query.key_id is not None:
+        said["key"] = query.key_id
+    if query.dialect is not None:
+        said["in_dialect"] = query.dialect
+    if query.created_after is not None:
+        said["from_at"] = codec.to_micros(query.created_after)
+    if query.created_before is not None:
+        said["to_at"] = codec.to_micros(query.created_before)
+    if query.cursor is not None:
+        said["seen_at"] = codec.to_micros(query.cursor[0])
+        said["seen_id"] = query.cursor[1]
+    return said
+
+
+# One statement for each set of filters in use.
+@lru_cache(maxsize=128)
+def _page_statement(said: frozenset[str], names: int, statuses: int) -> Statement:
+    return Statement(
+        select(*PREDICTION_COLUMNS)
+        .where(*_filters(said, names, statuses))
+        .order_by(P.created_at.desc(), P.id.desc())
+        .limit(bindparam("most"))
+    )
+
+
+@lru_cache(maxsize=128)
+def _count_statement(said: frozenset[str], names: int, statuses: int) -> Statement:
+    counted = select(func.count()).select_from(tables.prediction)
+    return Statement(counted.where(*_filters(said, names, statuses)))
+
+
+def _filters(said: frozenset[str], names: int, statuses: int) -> Iterator[ColumnElement[bool]]:
+    if names:
+        yield P.model_name.in_([bindparam(f"name_{i}") for i in range(names)])
+    if statuses:
+        yield P.status.in_([bindparam(f"status_{i}") for i in range(statuses)])
+    if "key" in said:
+        yield P.key_id == bindparam("key")
+    if "in_dialect" in said:
+        yield P.dialect == bindparam("in_dialect")
+    if "from_at" in said:
+        yield P.created_at >= bindparam("from_at")
+    if "to_at" in said:
+        yield P.created_at < bindparam("to_at")
+    if "seen_at" in said:
+        yield tuple_(P.created_at, P.id) < tuple_(bindparam("seen_at"), bindparam("seen_id"))

@@ -1,0 +1,63 @@
+"""Brings a SQLite file to the newest schema: at once when it is new, by Alembic when it is old."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from fluxserve.core.errors import StartupError
+from fluxserve.storage.database import SQLITE
+from fluxserve.storage.tables import METADATA
+
+REVISION = "0001"  # of tables.py; a test compares it with the newest migration
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def ddl() -> Iterator[str]:
+    """The statements that make an empty SQLite database one of this revision."""
+    for table in METADATA.sorted_tables:
+        yield str(CreateTable(table).compile(dialect=SQLITE))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            yield str(CreateIndex(index).compile(dialect=SQLITE))
+    yield "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
+    yield f"INSERT INTO alembic_version VALUES ('{REVISION}')"
+
+
+def revision_of(connection: sqlite3.Connection) -> str | None:
+    """The revision of a database; None when it is empty."""
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")
+    if found.fetchone() is None:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def bring_up_to_date(connection: sqlite3.Connection, path: Path | None) -> None:
+    """Create or migrate; StartupError when a newer build wrote the file. `path` None: memory."""
+    revision = revision_of(connection)
+    if revision == REVISION:
+        return
+    if revision is None:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in ddl():
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        return
+    if revision > REVISION or path is None:
+        raise StartupError(
+            f"the database has schema {revision} and this build knows {REVISION}: "
+            "run the newer build, or choose another directory with --data-dir"
+        )
+    upgrade(f"sqlite:///{path}")
+
+
+def upgrade(url: str) -> None:
+    """Run the migrations that are missing. Takes a moment to import, so only when needed."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")
