@@ -1,0 +1,1 @@
+"""Bytes and pixels: reading, checking, fetching and writing pictures."""

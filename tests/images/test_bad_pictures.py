@@ -1,0 +1,180 @@
+"""What is said about pictures that are none, are cut off, damaged, or too large to open."""
+
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.images.material import FORMS, exif, file_of, quadrants
+
+from fluxserve.core.errors import InvalidRequest, Rule
+from fluxserve.images import codec, containers
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    out = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        out += (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+    return out
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+BROKEN_ANIMATION = png(
+    png_header(1, 1),
+    (b"acTL", b"\0" * 8),
+    (b"IDAT", zlib.compress(b"\0\x10\x20\x30")),
+    (b"IEND", b""),
+)
+
+
+def test_a_png_with_a_broken_animation_is_read_without_a_warning() -> None:
+    assert codec.decode(BROKEN_ANIMATION).getpixel((0, 0)) == (0x10, 0x20, 0x30)
+
+
+def cut(form: str, share: float) -> bytes:
+    data = file_of(quadrants(320, 200), form)
+    return data[: int(len(data) * share)]
+
+
+def corrupt_png() -> bytes:
+    data = bytearray(file_of(quadrants(), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    return bytes(data)
+
+
+def bomb_gif() -> bytes:
+    return b"GIF89a" + struct.pack("<HHB", 65535, 65535, 0) + b"\0\0," + bytes(20)
+
+
+def bomb_gif_by_its_frame() -> bytes:
+    head = b"GIF89a" + struct.pack("<HHB", 8, 8, 0) + b"\0\0,"
+    return head + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + bytes(20)
+
+
+def bomb_webp() -> bytes:
+    body = b"VP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xfe\x3f\0" * 2
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def bomb_jpeg() -> bytes:
+    sof = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 65000, 65000, 1) + b"\1\x11\0"
+    return b"\xff\xd8" + sof + b"\xff\xd9"
+
+
+def bomb_bmp() -> bytes:
+    return b"BM" + bytes(12) + struct.pack("<Iii", 40, 50000, -50000) + bytes(40)
+
+
+BAD = {
+    "empty": (b"", "the file is empty, not a JPEG, PNG, WebP, GIF or BMP picture"),
+    "text": (b"hello, world", "the file is something else, not a JPEG"),
+    "html": (b"<!DOCTYPE html><html>", "the file is a web page, not a JPEG"),
+    "svg": (b'<?xml version="1.0"?><svg xmlns="">', "the file is an SVG drawing, not a JPEG"),
+    "json": (b'{"error": "gone"}', "the file is a JSON document, not a JPEG"),
+    "heic": (b"\0\0\0\x18ftypheic", "the file is a HEIC file, not a JPEG"),
+    "avif": (b"\0\0\0\x18ftypavif", "the file is an AVIF file, not a JPEG"),
+    "video": (b"\0\0\0\x18ftypisom", "the file is a video, not a JPEG"),
+    "tiff": (b"II*\0\x08\0\0\0", "the file is a TIFF file, not a JPEG"),
+    "pdf": (b"%PDF-1.7", "the file is a PDF document, not a JPEG"),
+    "jpeg, magic only": (b"\xff\xd8\xff", "the file is cut off"),
+    "jpeg, half": (cut("JPEG", 0.5), "the file is cut off"),
+    "jpeg, most": (cut("JPEG", 0.9), "the file is cut off"),
+    "png, magic only": (b"\x89PNG\r\n\x1a\n", "the file is cut off"),
+    "png, half": (cut("PNG", 0.5), "the file is cut off"),
+    "png, without its end": (cut("PNG", 1.0)[:-12], "the file is cut off"),
+    "png, one byte flipped": (corrupt_png(), "the file is corrupt: a PNG checksum does not match"),
+    "png, no header": (png((b"IEND", b"")), "the file is corrupt: it does not start with a PNG"),
+    "png, no pixels": (png(png_header(0, 7), (b"IEND", b"")), "the file is corrupt: it has no"),
+    "png, too few pixels": (
+        png(png_header(64, 64), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")),
+        "the file is cut off",
+    ),
+    "png, pixels of another kind": (
+        png(png_header(4, 4), (b"IDAT", b"not deflate at all"), (b"IEND", b"")),
+        "the file is corrupt",
+    ),
+    "webp, magic only": (b"RIFF\x04\0\0\0WEBP", "the file is corrupt: it has no pixels"),
+    "webp, half": (cut("WEBP", 0.5), "the file is cut off"),
+    "gif, half": (cut("GIF", 0.5), "the file is cut off"),
+    "gif, magic only": (b"GIF89a", "the file is cut off"),
+    "bmp, half": (cut("BMP", 0.5), "the file is cut off"),
+    "bomb, png": (
+        png(png_header(40000, 40000), (b"IDAT", b"x"), (b"IEND", b"")),
+        "at most 64 megapixels, not 40000 x 40000 (1600.0)",
+    ),
+    "bomb, gif": (bomb_gif(), "at most 64 megapixels, not 65535 x 65535 (4294.8)"),
+    "bomb, gif frame": (bomb_gif_by_its_frame(), "at most 64 megapixels, not 65535 x 65535"),
+    "bomb, webp": (bomb_webp(), "at most 64 megapixels, not 16383 x 16383 (268.4)"),
+    "bomb, jpeg": (bomb_jpeg(), "at most 64 megapixels, not 65000 x 65000 (4225.0)"),
+    "bomb, bmp": (bomb_bmp(), "at most 64 megapixels, not 50000 x 50000 (2500.0)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_a_clear_error(name: str) -> None:
+    data, text = BAD[name]
+    for read in (codec.prepare, codec.decode):
+        with pytest.raises(InvalidRequest) as caught:
+            read(data, field="input_image")
+        assert caught.value.field == "input_image"
+        assert caught.value.message.startswith(f"input_image: {text}")
+        assert caught.value.problems[0].field == "input_image"
+
+
+def test_the_pixel_cap_is_a_limit_that_dialects_can_word() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        codec.prepare(file_of(quadrants(), "PNG"), field="image", pixels_max=1000)
+    (problem,) = caught.value.problems
+    assert (problem.rule, problem.limit) == (Rule.MAX, 1000)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 0.97))
+def test_a_file_that_is_cut_off_anywhere_is_refused(form: str, share: float) -> None:
+    data = file_of(quadrants(64, 64), form)
+    with pytest.raises(InvalidRequest):
+        codec.prepare(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_but_never_break_anything(
+    form: str, data: st.DataObject
+) -> None:
+    file = bytearray(file_of(quadrants(), form, exif=exif(6)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(file) - 1))
+        file[position] = data.draw(st.integers(0, 255))
+    try:
+        image = codec.decode(bytes(file))
+    except InvalidRequest:
+        return
+    assert image.mode == "RGB"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(
+        [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBP", b"GIF89a", b"BM"]
+    ),
+    st.binary(max_size=200),
+)
+def test_any_bytes_are_sniffed_without_surprise(magic: bytes, rest: bytes) -> None:
+    data = magic + rest
+    kind = containers.sniff(data)
+    assert kind is None or kind.startswith("image/")
+    try:
+        container = containers.read(data)
+    except containers.BadContainer:
+        return
+    assert container.mime == kind
+    assert container.width > 0
+    assert container.height > 0
