@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from fluxserve.core.errors import Forbidden
 
@@ -53,6 +54,23 @@ class Caller:
         """Raise Forbidden when the key does not open the model `model` (a card id)."""
         if self.key and self.key.models and model not in self.key.models:
             raise Forbidden(f"this key may not use the model {model}", field="model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateState:
+    """How much of a caller's rate is left."""
+
+    limit: int  # 0: none
+    remaining: int
+    reset_s: int
+
+
+class Limiter(Protocol):
+    """Counts requests per caller."""
+
+    async def hit(self, caller: Caller, kind: str) -> RateState:
+        """Count one request of `kind` ("create" or "read"); RateLimited when over."""
+        ...
 
 
 OPEN_CALLER = Caller(key=None, is_admin=True)

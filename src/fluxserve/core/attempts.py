@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from fluxserve.core.errors import Failure
-from fluxserve.core.prediction import OutputImage, Prediction
+from fluxserve.core.prediction import OutputImage
 
 
 class AttemptState(StrEnum):
@@ -73,9 +73,12 @@ class Attempt:
 class AttemptStore(Protocol):
     """Attempts, kept safe. Every write is one transaction, and durable when it returns."""
 
-    async def intend(self, attempt: Attempt, prediction: Prediction) -> None:
-        """Write an intent; Conflict unless `prediction` is running under `attempt.fence`, or when
-        an open attempt for the same part exists."""
+    async def intend(self, attempt: Attempt, lease_until: datetime) -> None:
+        """Write an intent, and prolong the prediction's lease with it.
+
+        Conflict unless the prediction runs under `attempt.fence`, or when an open attempt for the
+        same part exists already.
+        """
         ...
 
     async def move(self, before: Attempt, after: Attempt) -> Attempt:
@@ -100,7 +103,7 @@ class AttemptStore(Protocol):
         ...
 
     async def open_counts(self) -> Mapping[str, int]:
-        """Open attempts by channel."""
+        """By channel: attempts that the provider may be working on and that are still followed."""
         ...
 
     async def bound_ids(self, channel: str, upstream_ids: Sequence[str]) -> frozenset[str]:

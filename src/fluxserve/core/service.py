@@ -51,6 +51,7 @@ class PredictionService:
         clock: Callable[[], datetime],
         estimate: Callable[[str, ImageRequest], float | None],
         admission: Admission,
+        place: Callable[[str, ImageRequest], str] = lambda engine, request: engine,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -61,6 +62,7 @@ class PredictionService:
         self._clock = clock
         self._estimate = estimate
         self._admission = admission
+        self._place = place
 
     async def create(
         self,
@@ -82,7 +84,7 @@ class PredictionService:
             id=new_id(),
             request=request,
             origin=origin,
-            engine=self._router.choose(card),
+            engine=self._place(self._router.choose(card), request),
             created_at=at,
             priority=priority,
             deadline_at=at + timedelta(seconds=deadline_s) if deadline_s else None,

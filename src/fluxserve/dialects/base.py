@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fluxserve.core.access import Caller
+from fluxserve.core.access import Caller, Limiter
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import (
     ErrorCode,
@@ -41,23 +41,6 @@ from fluxserve.dialects.links import Links, Signer
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateState:
-    """How much of a caller's rate is left."""
-
-    limit: int  # 0: none
-    remaining: int
-    reset_s: int
-
-
-class Limiter(Protocol):
-    """Counts requests per caller."""
-
-    async def hit(self, caller: Caller, kind: str) -> RateState:
-        """Count one request of `kind` ("create" or "read"); RateLimited when over."""
-        ...
 
 
 class Secrets(Protocol):
@@ -124,6 +107,7 @@ class Services:
     http: HttpSettings
     clock: Callable[[], datetime]
     retention_s: float
+    devices: Callable[[], Sequence[JSON]] = tuple
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def links(self, request: Request, mount: str) -> Links:

@@ -1,0 +1,36 @@
+"""The native dialect: our own words one to one; the playground and the command line speak it.
+
+POST   /predictions               create; 201 with Location
+GET    /predictions               list, newest first; cursor, limit, status, model
+GET    /predictions/{id}          one, with progress, ETA and queue position
+DELETE /predictions/{id}          forget it and its files
+POST   /predictions/{id}/cancel   cancel
+GET    /predictions/{id}/events   server-sent events: progress, preview, output, finished
+POST   /files, GET /files/{id}    uploads
+GET    /models, /models/{id}      cards
+GET    /keys, POST, DELETE        keys (admin)
+GET    /deliveries, POST .../{id}/redeliver   webhook messages
+GET    /devices                   engines and what they are doing
+GET    /openapi.json, /docs       this API, described
+"""
+
+from fluxserve.dialects.base import Dialect
+from fluxserve.dialects.native import admin, files, openapi, predictions
+from fluxserve.dialects.native.words import error, render
+
+MOUNT = "/fluxserve/v1"
+
+DIALECT = Dialect(
+    name="native",
+    mounts=(MOUNT,),
+    routes=lambda services, mount: [
+        *predictions.routes(services, mount),
+        *files.routes(services, mount),
+        *admin.routes(services, mount),
+        *openapi.routes(services, mount),
+    ],
+    render=render,
+    error=error,
+    owns=lambda path: path.startswith(MOUNT),
+    signature="standard",
+)

@@ -1,0 +1,253 @@
+"""Predictions and models in our own words: create, look, list, cancel, forget, follow."""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from sse_starlette import ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fluxserve.core.access import Caller
+from fluxserve.core.errors import InvalidRequest, NotFound, Unavailable
+from fluxserve.core.events import Event, EventKind
+from fluxserve.core.ids import parse_id
+from fluxserve.core.ports import Idempotency, Query
+from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.core.request import JSON, ImageInput, Origin
+from fluxserve.dialects.base import (
+    Services,
+    answering,
+    bearer,
+    read_object,
+    take_image,
+)
+from fluxserve.dialects.native.words import (
+    error,
+    read_values,
+    render_card,
+    render_live,
+    to_params,
+    to_webhook,
+)
+from fluxserve.dialects.sse import stream
+
+INLINE_MAX = 512  # characters of a string echoed in `said`; longer ones were pictures
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def caller_of(services: Services, request: Request) -> Caller:
+    """Whoever asks: `Authorization: Bearer KEY` or `X-API-Key`."""
+    secret = bearer(request) or request.headers.get("x-api-key")
+    return await services.keyring.caller(secret)
+
+
+def id_of(request: Request) -> str:
+    """The prediction id in the path, in any alphabet; NotFound."""
+    found = parse_id(request.path_params["id"])
+    if found is None:
+        raise NotFound("there is no such prediction")
+    return found
+
+
+def routes(services: Services, mount: str) -> list[Route]:
+    async def create(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        await services.limiter.hit(caller, "create")
+        body = await read_object(request, services.http.body_max_bytes)
+        values = read_values(body)
+        images = await _images(services, values.get("images"))
+        mask_text = values.get("mask")
+        mask = await take_image(services, mask_text, "mask") if isinstance(mask_text, str) else None
+        links = services.links(request, mount)
+        deadline = values.get("deadline_s")
+        priority = values.get("priority")
+        prediction = await services.predictions.create(
+            to_params(values, images, mask),
+            Origin(
+                dialect="native",
+                model_name=str(values.get("model")),
+                key_id=caller.key_id,
+                tenant_id=caller.tenant_id,
+                base_url=links.base,
+                mount=mount,
+                said=_said(body),
+                webhook=to_webhook(values),
+            ),
+            caller,
+            idempotency=_idempotency(request, body),
+            deadline_s=float(deadline) if isinstance(deadline, int | float) else None,
+            priority=priority if isinstance(priority, int) else 0,
+        )
+        answer = await _live(prediction, request)
+        return JSONResponse(answer, 201, {"Location": links.to(f"/predictions/{prediction.id}")})
+
+    async def _live(prediction: Prediction, request: Request) -> dict[str, JSON]:
+        outlook = await services.predictions.outlook(prediction)
+        return render_live(prediction, outlook, services.links(request, mount))
+
+    async def get(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        prediction = await services.predictions.get(id_of(request), caller)
+        wait = _number(request, "wait", 0.0, 60.0)
+        if wait:
+            prediction = await services.predictions.wait(prediction.id, wait)
+        return JSONResponse(await _live(prediction, request), headers=NO_STORE)
+
+    async def cancel(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        prediction = await services.predictions.cancel(id_of(request), caller)
+        return JSONResponse(await _live(prediction, request))
+
+    async def delete(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        await services.predictions.delete(id_of(request), caller)
+        return Response(status_code=204)
+
+    async def page(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        query = _query(request, caller)
+        rows = await services.predictions.page(query)
+        results = [await _live(row, request) for row in rows]
+        cursor = None
+        if len(rows) == query.limit:
+            last = rows[-1]
+            cursor = f"{last.created_at.timestamp():.6f}-{last.id}"
+        return JSONResponse({"results": results, "next_cursor": cursor}, headers=NO_STORE)
+
+    async def events(request: Request) -> Response:
+        caller = await caller_of(services, request)
+        prediction = await services.predictions.get(id_of(request), caller)
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if last.isdigit() and len(last) < 10 else 0
+        return stream(_events(services, request, prediction, after, mount))
+
+    async def models(request: Request) -> Response:
+        await caller_of(services, request)
+        links = services.links(request, mount)
+        cards = services.catalog.cards()
+        found = [render_card(card, _engine(services, card.id), links) for card in cards]
+        return JSONResponse({"results": found})
+
+    async def model(request: Request) -> Response:
+        await caller_of(services, request)
+        card = services.catalog.card(request.path_params["name"])
+        links = services.links(request, mount)
+        return JSONResponse(render_card(card, _engine(services, card.id), links))
+
+    answer = answering(error)
+    return [
+        Route(f"{mount}/predictions", answer(create), methods=["POST"]),
+        Route(f"{mount}/predictions", answer(page), methods=["GET"]),
+        Route(f"{mount}/predictions/{{id}}", answer(get), methods=["GET"]),
+        Route(f"{mount}/predictions/{{id}}", answer(delete), methods=["DELETE"]),
+        Route(f"{mount}/predictions/{{id}}/cancel", answer(cancel), methods=["POST"]),
+        Route(f"{mount}/predictions/{{id}}/events", answer(events), methods=["GET"]),
+        Route(f"{mount}/models", answer(models), methods=["GET"]),
+        Route(f"{mount}/models/{{name:path}}", answer(model), methods=["GET"]),
+    ]
+
+
+async def _events(
+    services: Services, request: Request, prediction: Prediction, after: int, mount: str
+) -> AsyncIterator[ServerSentEvent]:
+    """Stored and live events; the last one carries the finished prediction."""
+    async for event in services.predictions.follow(prediction.id, after):
+        data: dict[str, JSON] = dict(event.data)
+        if event.kind is EventKind.PREVIEW:
+            live = services.live.get(prediction.id)
+            if live is None or live.preview is None:
+                continue
+            picture = base64.b64encode(live.preview.data).decode()
+            data["image"] = f"data:{live.preview.mime};base64,{picture}"
+        if event.kind is EventKind.FINISHED:
+            now = await services.predictions.get(prediction.id)
+            outlook = await services.predictions.outlook(now)
+            data["prediction"] = render_live(now, outlook, services.links(request, mount))
+        yield _sent(event, data)
+
+
+def _sent(event: Event, data: dict[str, JSON]) -> ServerSentEvent:
+    text = json.dumps({"at": event.at.isoformat(), **data}, ensure_ascii=False)
+    return ServerSentEvent(
+        data=text, event=event.kind.value, id=str(event.seq) if event.seq else None
+    )
+
+
+async def _images(services: Services, value: JSON) -> tuple[ImageInput, ...]:
+    items = value if isinstance(value, list) else []
+    return tuple(
+        [
+            await take_image(services, item, f"images.{position}")
+            for position, item in enumerate(items)
+            if isinstance(item, str)
+        ]
+    )
+
+
+def _said(body: dict[str, JSON]) -> dict[str, JSON]:
+    """The body as received, without pictures."""
+
+    def short(value: JSON) -> JSON:
+        if isinstance(value, str) and len(value) > INLINE_MAX:
+            return f"({len(value)} characters)"
+        return [short(item) for item in value] if isinstance(value, list) else value
+
+    return {name: value if name == "prompt" else short(value) for name, value in body.items()}
+
+
+def _idempotency(request: Request, body: dict[str, JSON]) -> Idempotency | None:
+    key = request.headers.get("idempotency-key", "").strip()
+    if not key:
+        return None
+    if len(key) > 255:
+        raise InvalidRequest("at most 255 characters", field="Idempotency-Key")
+    canonical = json.dumps(body, sort_keys=True).encode()
+    return Idempotency(key=key, body_hash=hashlib.sha256(canonical).hexdigest())
+
+
+def _engine(services: Services, card_id: str) -> str:
+    """Who serves a card just now; empty when nobody does."""
+    try:
+        return services.router.choose(services.catalog.card(card_id))
+    except Unavailable:
+        return ""
+
+
+def _query(request: Request, caller: Caller) -> Query:
+    cursor = request.query_params.get("cursor")
+    model = request.query_params.get("model")
+    status = request.query_params.get("status")
+    try:
+        statuses = (PredictionStatus(status),) if status else ()
+    except ValueError:
+        known = ", ".join(PredictionStatus)
+        raise InvalidRequest(f"one of {known}", field="status") from None
+    return Query(
+        key_id=None if caller.is_admin else caller.key_id,
+        model_names=(model,) if model else (),
+        statuses=statuses,
+        cursor=_cursor(cursor) if cursor else None,
+        limit=int(_number(request, "limit", 50, 200)) or 50,
+    )
+
+
+def _cursor(text: str) -> tuple[datetime, str]:
+    seconds, _, id_ = text.partition("-")
+    try:
+        return datetime.fromtimestamp(float(seconds), tz=UTC), id_
+    except (ValueError, OverflowError, OSError):
+        raise InvalidRequest("a cursor from an earlier answer", field="cursor") from None
+
+
+def _number(request: Request, name: str, default: float, limit: float) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        return min(max(float(text), 0.0), limit)
+    except ValueError:
+        raise InvalidRequest(f"a number from 0 to {limit:g}", field=name) from None

@@ -1,0 +1,1 @@
+"""Health, metrics, limits and logs: listeners, never participants."""
