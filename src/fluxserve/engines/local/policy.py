@@ -13,9 +13,9 @@ class Policy:
     rows_max: int = 6144  # token rows of one forward; a single larger sample runs alone
     samples_max: int = 16  # samples of one forward
     gain_min: float = 0.03  # company must gain this much throughput, relative
-    ageing: float = 0.25  # 0: strictly least remaining time first
-    patience_s: float = 60.0  # by how much later arrivals may delay a job ...
-    patience_ratio: float = 1.0  # ... plus this times the work that was before it when it came
+    ageing: float = 0.10  # 0: strictly least remaining time first
+    patience_s: float = 30.0  # by how much later arrivals may delay a job ...
+    patience_ratio: float = 0.5  # ... plus this times the work that was before it when it came
     lead_max_s: float = 20.0  # a key of weight 1 may be that far ahead of its fair share
     quantum_steps: int = 3  # the running samples are kept that long ...
     quantum_margin: float = 0.10  # ... unless another job is better by this much

@@ -171,7 +171,7 @@ class Scheduler:
         return self._step(kept)
 
     def halves(self, step: Step) -> tuple[Step, ...]:
-        """The step split in two, to find the sample that spoils it; empty when it was a single one."""
+        """The step split in two, to find the sample that spoils it; empty for a single one."""
         tasks = self._present(step)
         middle = len(tasks) // 2
         return (self._step(tasks[:middle]), self._step(tasks[middle:])) if middle else ()
@@ -228,7 +228,8 @@ class Scheduler:
         remaining = job.remaining_s
         if job.deadline is not None:
             left = job.deadline - now
-            if remaining <= left < 2 * remaining:  # later there is time; sooner it is lost anyway
+            # Twice that, and there is time; less, and it is lost: then it should delay nobody.
+            if 0.9 * remaining <= left < 2 * remaining:
                 return -job.priority, 0, job.deadline, job.seq
         age = max(0.0, now - job.submitted_at)
         score = remaining / (1.0 + self.policy.ageing * age / job.solo_s)
