@@ -241,9 +241,9 @@ def decode_map(text: str) -> Mapping[str, JSON]:
     return {} if text == "{}" else cast(Mapping[str, JSON], load(text))
 
 
-def encode_logs(logs: str) -> str:
-    return _encode(logs) if logs else ""
+def encode_words(words: str) -> str:
+    return _encode(words) if words else ""
 
 
-def decode_logs(text: str) -> str:
+def decode_words(text: str) -> str:
     return load(text) if text else ""

@@ -76,7 +76,7 @@ def decode_prediction(row: Row) -> Prediction:
         finished_at=codec.maybe_time(finished_at),
         deadline_at=codec.maybe_time(deadline_at),
         cancel_requested=bool(cancel_requested),
-        logs=codec.decode_logs(logs),
+        logs=codec.decode_words(logs),
         progress=progress,
         metrics=codec.decode_map(metrics),
         served_by=served_by,
@@ -117,7 +117,7 @@ def encode_prediction(
         "outputs": codec.encode_outputs(prediction.outputs),
         "failure": codec.encode_failure(prediction.failure),
         "metrics": codec.encode_map(prediction.metrics),
-        "logs": codec.encode_logs(prediction.logs),
+        "logs": codec.encode_words(prediction.logs),
     }
 
 
@@ -153,7 +153,7 @@ def encode_delivery(delivery: Delivery) -> Mapping[str, Param]:
         "tries": delivery.tries,
         "state": delivery.state.value,
         "last_status": delivery.last_status,
-        "last_error": delivery.last_error,
+        "last_error": codec.encode_words(delivery.last_error),
     }
 
 
@@ -169,5 +169,5 @@ def decode_delivery(row: Row) -> Delivery:
         tries=tries,
         state=DeliveryState(state),
         last_status=last_status,
-        last_error=last_error,
+        last_error=codec.decode_words(last_error),
     )

@@ -191,7 +191,6 @@ file = Table(
     METADATA,
     _id(),
     _text("key_id"),  # "" when nobody's key
-    _text("blob_key"),
     _time("created_at"),
     _time("expires_at"),
     _text("info"),  # blob, name, md5, metadata

@@ -203,7 +203,7 @@ def _moved(before: Prediction, after: Prediction) -> Mapping[str, Param]:
         "new_outputs": codec.encode_outputs(after.outputs),
         "new_failure": codec.encode_failure(after.failure),
         "new_metrics": codec.encode_map(after.metrics),
-        "new_logs": codec.encode_logs(after.logs),
+        "new_logs": codec.encode_words(after.logs),
     }
 
 
@@ -239,7 +239,7 @@ def renew(prediction: Prediction, owner: str, lease_until: datetime) -> Transiti
             "fence": prediction.attempt,
             "owner": owner,
             "until": codec.to_micros(lease_until),
-            "new_logs": codec.encode_logs(prediction.logs),
+            "new_logs": codec.encode_words(prediction.logs),
             "done": prediction.progress,
         }
     )

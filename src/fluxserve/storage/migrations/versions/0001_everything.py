@@ -82,7 +82,6 @@ def upgrade() -> None:
     op.create_table('file',
     sa.Column('id', sa.Text(), nullable=False),
     sa.Column('key_id', sa.Text(), nullable=False),
-    sa.Column('blob_key', sa.Text(), nullable=False),
     sa.Column('created_at', sa.BigInteger(), nullable=False),
     sa.Column('expires_at', sa.BigInteger(), nullable=False),
     sa.Column('info', sa.Text(), nullable=False),

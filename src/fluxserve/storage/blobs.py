@@ -1,0 +1,156 @@
+"""Bytes under keys, on a local disk, in S3 or in memory: `BlobStore` over obstore.
+
+Keys under `inputs/` are named after their content, so one blob may serve many rows, and a delete
+may meet a new put of the same bytes whose row is not there yet. Such a blob stays when it was
+written a short while ago; the sweep of orphans takes it later if no row came.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, MemoryStore, S3Store
+
+from fluxserve.core.errors import InvalidRequest, NotFound, StartupError, Unavailable
+from fluxserve.core.request import BlobRef
+
+SHARED = "inputs/"  # keys named after their content
+GRACE = timedelta(minutes=10)  # from a put to the row that refers to it, generously
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
+
+
+class Blobs:
+    """`BlobStore` on any object store. `root` is where a local one keeps its files."""
+
+    def __init__(
+        self, store: LocalStore | S3Store | MemoryStore, *, grace: timedelta = GRACE
+    ) -> None:
+        self._store = store
+        self._root = store.prefix if isinstance(store, LocalStore) else None
+        self._keeps_mime = isinstance(store, S3Store)
+        self._grace = grace
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def put(self, key: str, data: bytes, mime: str) -> BlobRef:
+        """Durable when it returns; InvalidRequest for a key that is no key."""
+        if not _KEY.fullmatch(key):
+            raise InvalidRequest(f"not a key: {key!r}")
+        attributes = {"Content-Type": mime} if self._keeps_mime else None
+        async with self._lock(key):
+            try:
+                await obstore.put_async(self._store, key, data, attributes=attributes)
+                if self._root is not None:
+                    await asyncio.to_thread(_flush, self._root, self._root / key)
+            except (BaseError, OSError) as error:
+                raise Unavailable(f"the file could not be stored: {_reason(error)}") from error
+        return BlobRef(key=key, mime=mime, size_bytes=len(data))
+
+    async def get(self, key: str) -> bytes:
+        self._check(key)
+        try:
+            result = await obstore.get_async(self._store, key)
+            return bytes(await result.bytes_async())
+        except (BaseError, OSError) as error:
+            raise _explained(error) from error
+
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes start..end (exclusive), cut at the end of the blob."""
+        end = min(end, await self.size(key))
+        if start >= end:
+            return b""
+        try:
+            return bytes(await obstore.get_range_async(self._store, key, start=start, end=end))
+        except (BaseError, OSError) as error:
+            raise _explained(error) from error
+
+    async def size(self, key: str) -> int:
+        self._check(key)
+        try:
+            return (await obstore.head_async(self._store, key))["size"]
+        except (BaseError, OSError) as error:
+            raise _explained(error) from error
+
+    async def delete(self, key: str) -> None:
+        """No error when it is gone already. A shared blob written just now stays."""
+        self._check(key)
+        async with self._lock(key):
+            try:
+                if key.startswith(SHARED):
+                    written_at = (await obstore.head_async(self._store, key))["last_modified"]
+                    if written_at > datetime.now(UTC) - self._grace:
+                        return
+                await obstore.delete_async(self._store, key)
+            except (NotFoundError, FileNotFoundError):
+                return
+            except (BaseError, OSError) as error:
+                raise _explained(error) from error
+
+    async def written_before(self, at: datetime) -> AsyncIterator[Sequence[str]]:
+        """The keys of all blobs last written before `at`, in groups."""
+        async for group in obstore.list(self._store, chunk_size=500):
+            yield [str(entry["path"]) for entry in group if entry["last_modified"] < at]
+
+    def _check(self, key: str) -> None:
+        if not _KEY.fullmatch(key):
+            raise NotFound("no such file")
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+
+def open_blobs(url: str) -> Blobs:
+    """file:///PATH, s3://BUCKET/PREFIX or memory://; StartupError for anything else.
+
+    S3 credentials, region and endpoint come from where the AWS tools look for them.
+    """
+    parts = urlsplit(url)
+    try:
+        match parts.scheme:
+            case "file" if parts.path.startswith("/") and not parts.netloc:
+                root = Path(unquote(parts.path))
+                root.mkdir(parents=True, exist_ok=True)
+                return Blobs(LocalStore(root))
+            case "s3" if parts.netloc:
+                return Blobs(S3Store.from_url(url))
+            case "memory":
+                return Blobs(MemoryStore())
+    except (BaseError, OSError) as error:
+        raise StartupError(f"files.url = {url} cannot be opened: {_reason(error)}") from error
+    raise StartupError(f"files.url: file:///PATH or s3://BUCKET/PREFIX, not {url}")
+
+
+def _flush(root: Path, path: Path) -> None:
+    """Push a new file and the names that lead to it to the disk.
+
+    The store renames a finished file into place and flushes nothing. No row names the key before
+    `put` returns, so flushing after the rename is early enough.
+    """
+    for place in (path, *path.parents):
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place == root:
+            return
+
+
+def _explained(error: Exception) -> NotFound | Unavailable:
+    if isinstance(error, NotFoundError | FileNotFoundError):
+        return NotFound("no such file")
+    return Unavailable(f"the file store does not answer: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """One short line without paths or keys."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
