@@ -1,7 +1,7 @@
 """Attempts at providers: every move one guarded transaction, so that no submission is doubled.
 
-    intend (prediction still ours?) ─> move* (state still what we saw?) ─> finished
-    claim_due hands out what is to be polled or looked up, to one worker at a time
+intend (prediction still ours?) ─> move* (state still what we saw?) ─> finished
+claim_due hands out what is to be polled or looked up, to one worker at a time
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import bindparam, func, insert, literal_column, select, text, update
 
-from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.attempts import NEXT, Attempt, AttemptState
 from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.storage import codec, tables
 from fluxserve.storage.database import Database, Param, Row, Statement, Transition
@@ -36,7 +36,6 @@ COLUMNS = (
 )
 UNFINISHED = text("finished_at IS NULL")
 IS_DUE = text("next_poll_at IS NOT NULL")
-OUR_STATES = (AttemptState.FETCHED.value,)  # unfinished, but nothing runs at the provider
 
 HOLD = Statement(
     update(tables.prediction)
@@ -102,7 +101,7 @@ HURRY = Statement(
 )
 OPEN_COUNTS = Statement(
     select(A.channel, func.count(literal_column("1")))
-    .where(UNFINISHED, A.state != bindparam("ours"))
+    .where(UNFINISHED, IS_DUE, A.state != bindparam("ours"))
     .group_by(A.channel)
 )
 BOUND = Statement(
@@ -197,6 +196,7 @@ def intend(attempt: Attempt, lease_until: datetime) -> Transition[None]:
 
 
 def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
+    assert after.state is before.state or after.state in NEXT[before.state]
     if after.upstream_id and after.upstream_id != before.upstream_id:
         rows = yield SAME_JOB(
             {
@@ -260,7 +260,7 @@ def hurry(at: datetime) -> Transition[int]:
 
 def open_counts() -> Transition[Mapping[str, int]]:
     rows = yield OPEN_COUNTS({"ours": AttemptState.FETCHED.value})
-    return {channel: count for channel, count in rows}
+    return {row[0]: int(row[1]) for row in rows}
 
 
 def bound_ids(channel: str, upstream_ids: Sequence[str]) -> Transition[frozenset[str]]:

@@ -1,0 +1,144 @@
+"""The life of a paid submission, the same for every provider.
+
+    claim ─> inputs ─> words ─> intent (committed) ─> one POST ─> accepted ─> polls ─> pictures
+                                    │                   ├ refused: void, another route or a failure
+                                    └ lost ─> unknown ─> looked up: accepted, void, or given up
+
+`Submitter` does the upper row up to the POST, `Follower` everything after it. Both act on rows:
+nothing here is needed again after a crash.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from fluxserve.core.attempts import Attempt, AttemptState, AttemptStore
+from fluxserve.core.catalog import Catalog
+from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.outcomes import Outcomes
+from fluxserve.core.ports import Intake, PredictionStore
+from fluxserve.core.prediction import Prediction
+from fluxserve.core.request import JSON
+from fluxserve.core.routing import Router
+from fluxserve.core.sizes import Size
+from fluxserve.engines.upstream.answers import Order, Provider, Ticket
+from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
+
+log = logging.getLogger(__name__)
+
+OWNER = "upstream"  # of leases: any worker may go on with an accepted submission
+CLAIM_LEASE = timedelta(seconds=120)  # long enough to fetch the inputs
+POLL_LEASE = timedelta(seconds=180)  # one worker's time for one due submission
+
+
+@dataclass(slots=True, kw_only=True)
+class Channel:
+    """One account at a provider, at work."""
+
+    spec: ChannelSpec
+    provider: Provider
+    health: ChannelHealth
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """What submitting and following share."""
+
+    store: PredictionStore
+    attempts: AttemptStore
+    outcomes: Outcomes
+    intake: Intake
+    bus: EventBus
+    catalog: Catalog
+    router: Router
+    clock: Callable[[], datetime]
+    channels: Mapping[str, Channel]
+    callback_base: str = ""  # a URL that providers can reach; the token is appended
+    in_flight: set[str] = field(default_factory=set)  # tokens whose POST is under way here
+    due: asyncio.Event = field(default_factory=asyncio.Event)  # set when something became due
+
+    def seconds(self, count: float) -> timedelta:
+        return timedelta(seconds=count)
+
+    async def order(
+        self, prediction: Prediction, channel: Channel, model: str, token: str, part: int
+    ) -> Order:
+        """The share `part` of a prediction as an order, its inputs loaded and its size settled."""
+        request = prediction.request
+        images = [await self.intake.load(image) for image in request.images]
+        mask = await self.intake.load(request.mask) if request.mask else None
+        first = Size(images[0].width, images[0].height) if images else None
+        settled = self.catalog.settle(request, first)
+        per = channel.provider.outputs_max(model)
+        start = part * per
+        share = replace(
+            settled, seed=settled.seed + start, num_outputs=min(per, request.num_outputs - start)
+        )
+        return Order(
+            token=token,
+            model=model,
+            request=share,
+            images=tuple(images),
+            mask=mask,
+            callback_url=f"{self.callback_base}{token}" if self.callback_base else "",
+        )
+
+    async def refuse(self, prediction: Prediction, failure: Failure) -> None:
+        """End a prediction that failed; nothing happens when it has moved on."""
+        with contextlib.suppress(Conflict):
+            await self.outcomes.fail(prediction, failure)
+            log.info("%s failed: %s", prediction.id, failure.message)
+
+    async def put_back(self, prediction: Prediction, engine: str | None = None) -> None:
+        """Back to the queue, to `engine` if given."""
+        with contextlib.suppress(Conflict):
+            await self.outcomes.requeue(prediction, engine)
+
+    def tell(self, prediction: Prediction, kind: EventKind, data: Mapping[str, JSON]) -> None:
+        at = self.clock()
+        self.bus.publish(Event(prediction_id=prediction.id, kind=kind, at=at, data=data))
+
+    async def close(self, attempt: Attempt, after: Attempt) -> Attempt | None:
+        """Save a move that ends the provider's work; None when somebody else was first."""
+        at = None if after.state in (AttemptState.UNKNOWN, AttemptState.FETCHED) else self.clock()
+        try:
+            saved = await self.attempts.move(attempt, replace(after, finished_at=at))
+        except Conflict:
+            return None
+        channel = self.channels.get(attempt.channel)
+        if channel is not None and attempt.state is not AttemptState.FETCHED:
+            channel.health.open = max(0, channel.health.open - 1)
+        return saved
+
+
+def ticket_of(attempt: Attempt) -> Ticket:
+    return Ticket(
+        upstream_id=attempt.upstream_id,
+        poll_url=attempt.poll_url,
+        model=attempt.model,
+        token=attempt.id,
+    )
+
+
+def is_ours(prediction: Prediction, attempt: Attempt) -> bool:
+    """Whether the prediction still runs under the start that this attempt belongs to."""
+    return not prediction.is_terminal and prediction.attempt == attempt.fence
+
+
+def pause(spec: ChannelSpec, polls: int, trouble: int, dice: Callable[[], float]) -> timedelta:
+    """Until the next poll: longer with every poll, much longer with trouble, never quite alike."""
+    grown = spec.poll_s * 1.2 ** min(polls, 40) * 2.0 ** min(trouble, 10)
+    return timedelta(seconds=min(grown, spec.poll_max_s) * (0.9 + 0.2 * dice()))
+
+
+def gone(name: str) -> Failure:
+    text = f"the upstream {name} is no longer configured"
+    return Failure(code=ErrorCode.UPSTREAM_FAILED, message=text)

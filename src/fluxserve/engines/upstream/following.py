@@ -1,0 +1,381 @@
+"""Follows submissions to their end: polls, look-ups, downloads; all of it driven by due rows."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
+from fluxserve.core.events import EventKind
+from fluxserve.core.prediction import OutputImage, Prediction
+from fluxserve.core.request import JSON
+from fluxserve.engines.upstream.answers import (
+    Ended,
+    Finished,
+    PollLie,
+    PollTrouble,
+    State,
+    Working,
+)
+from fluxserve.engines.upstream.base import (
+    OWNER,
+    POLL_LEASE,
+    Channel,
+    Desk,
+    gone,
+    is_ours,
+    pause,
+    ticket_of,
+)
+from fluxserve.engines.upstream.pictures import collect
+from fluxserve.engines.upstream.resolving import look_up
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0  # rows that became due elsewhere are seen this late
+POLLS_MAX = 64  # polls, look-ups and downloads under way at once
+LIES_MAX = 3  # senseless answers in a row before a job is given up
+WAIT_FOR_CLAIM_S = 2.0  # a prediction that is being claimed again is looked at this much later
+ORPHAN_LOOK_S = 60.0
+ORPHAN_S = 3600.0  # submissions of a channel that is configured no longer are given up then
+
+A = AttemptState
+
+
+class Follower:
+    """Works off due rows; any number of processes may run one."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.create_task(self._follow_forever(), name="follow submissions")
+
+    async def stop(self) -> None:
+        tasks = [task for task in (self._loop, *self._tasks) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow_forever(self) -> None:
+        while True:
+            self._desk.due.clear()
+            try:
+                pause_s = await self._follow_due()
+            except Exception:
+                log.exception("looking for due submissions failed; trying again")
+                pause_s = LOOK_S
+            if pause_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._desk.due.wait(), pause_s)
+
+    async def _follow_due(self) -> float:
+        """Start work on what is due; returns seconds until there may be more."""
+        room = POLLS_MAX - len(self._tasks)
+        if room <= 0:
+            return LOOK_S  # a task that ends sets `due`
+        at = self._desk.clock()
+        due = await self._desk.attempts.claim_due(at, at + POLL_LEASE, room)
+        for attempt in due:
+            task = asyncio.create_task(self._guard(attempt), name=f"follow {attempt.id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+        if due:
+            return 0.0
+        later = await self._desk.attempts.next_due()
+        if later is None:
+            return LOOK_S
+        return min(LOOK_S, max(0.005, (later - self._desk.clock()).total_seconds()))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._desk.due.set()
+
+    async def _guard(self, attempt: Attempt) -> None:
+        try:
+            await self.follow(attempt)
+        except Conflict as conflict:
+            log.info("%s: %s", attempt.prediction_id, conflict.message)
+        except Exception:
+            log.exception("%s: following its submission failed", attempt.prediction_id)
+
+    async def follow(self, attempt: Attempt) -> None:
+        """One turn for one due attempt."""
+        if attempt.id in self._desk.in_flight:
+            return  # its POST is under way in this process
+        prediction = await self._prediction(attempt)
+        channel = self._desk.channels.get(attempt.channel)
+        if channel is None:
+            await self._orphaned(attempt, prediction)
+            return
+        match attempt.state:
+            case A.INTENT:
+                doubted = replace(attempt, state=A.UNKNOWN)
+                doubted = await self._desk.attempts.move(attempt, doubted)
+                channel.health.unknown += 1
+                await look_up(self._desk, doubted, prediction, channel)
+            case A.UNKNOWN:
+                await look_up(self._desk, attempt, prediction, channel)
+            case A.ACCEPTED:
+                await self._poll(attempt, prediction, channel)
+            case A.FETCHED:
+                await self._gather(attempt, prediction)
+            case _:
+                pass
+
+    async def adopt(self, attempt: Attempt, prediction: Prediction) -> None:
+        """The prediction was claimed again: its open attempts belong to the new start."""
+        is_lost = attempt.state is A.INTENT and attempt.id not in self._desk.in_flight
+        state = A.UNKNOWN if is_lost else attempt.state
+        at = self._desk.clock()
+        after = replace(attempt, fence=prediction.attempt, state=state, next_at=at)
+        await self._desk.attempts.move(attempt, after)
+        channel = self._desk.channels.get(attempt.channel)
+        lease_s = channel.spec.deadline_s if channel else 60.0
+        until = at + self._desk.seconds(lease_s)
+        await self._desk.store.renew(prediction, owner=OWNER, lease_until=until)
+        self._desk.due.set()
+
+    # --- polling ---------------------------------------------------------------------------------
+
+    async def _poll(
+        self, attempt: Attempt, prediction: Prediction | None, channel: Channel
+    ) -> None:
+        if prediction is not None and not prediction.is_terminal:
+            if not is_ours(prediction, attempt):
+                await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
+                return
+        elif "cancel" not in attempt.facts:
+            attempt = await self._cancel(attempt, channel)
+        try:
+            state = await channel.provider.poll(ticket_of(attempt))
+        except PollTrouble as trouble:
+            await self._troubled(attempt, prediction, channel, str(trouble), trouble.retry_after_s)
+            return
+        except PollLie as lie:
+            if attempt.trouble + 1 >= LIES_MAX:
+                await self._lost(attempt, prediction, channel, str(lie))
+            else:
+                await self._troubled(attempt, prediction, channel, str(lie), None)
+            return
+        if isinstance(state, Working):
+            await self._working(attempt, prediction, channel, state)
+        else:
+            await self.settle(attempt, state, channel)
+
+    async def _cancel(self, attempt: Attempt, channel: Channel) -> Attempt:
+        """The caller has turned away: tell the provider once, then follow quietly to the bill."""
+        with contextlib.suppress(PollTrouble):
+            if await channel.provider.cancel(ticket_of(attempt)):
+                log.info("%s was canceled at %s", attempt.prediction_id, channel.name)
+        after = replace(attempt, facts={**attempt.facts, "cancel": "asked"})
+        return await self._desk.attempts.move(attempt, after)
+
+    async def _working(
+        self,
+        attempt: Attempt,
+        prediction: Prediction | None,
+        channel: Channel,
+        state: Working,
+    ) -> None:
+        if await self._is_too_late(attempt, prediction, channel):
+            return
+        if prediction is not None and is_ours(prediction, attempt):
+            await self._show(attempt, prediction, channel, state)
+        spec = channel.spec
+        after = replace(attempt, polls=attempt.polls + 1, trouble=0)
+        await self._later(after, pause(spec, after.polls, 0, random.random))
+
+    async def _show(
+        self, attempt: Attempt, prediction: Prediction, channel: Channel, state: Working
+    ) -> None:
+        """Pass on what is new of progress and log."""
+        progress = state.progress if state.progress is not None else prediction.progress
+        if attempt.parts > 1:
+            progress = prediction.progress  # one bar for several jobs would jump about
+        logs = state.logs or prediction.logs
+        if (progress, logs) == (prediction.progress, prediction.logs):
+            return
+        now = replace(prediction, progress=progress, logs=logs)
+        until = self._desk.clock() + self._desk.seconds(channel.spec.deadline_s)
+        with contextlib.suppress(Conflict):
+            await self._desk.store.renew(now, owner=OWNER, lease_until=until)
+        if progress != prediction.progress:
+            data: dict[str, JSON] = {"step": round(progress * 100), "total": 100, "eta_s": None}
+            self._desk.tell(prediction, EventKind.PROGRESS, data | {"queue_position": 0})
+        if logs.startswith(prediction.logs):
+            for line in logs[len(prediction.logs) :].splitlines():
+                self._desk.tell(prediction, EventKind.LOG, {"text": line})
+
+    async def _troubled(
+        self,
+        attempt: Attempt,
+        prediction: Prediction | None,
+        channel: Channel,
+        reason: str,
+        wait_s: float | None,
+    ) -> None:
+        """The provider could not be asked: later again, up to the deadline."""
+        if await self._is_too_late(attempt, prediction, channel):
+            return
+        if attempt.trouble == 0:
+            log.warning("%s: %s; asking again", attempt.prediction_id, reason)
+        after = replace(attempt, polls=attempt.polls + 1, trouble=attempt.trouble + 1)
+        later = pause(channel.spec, after.polls, after.trouble, random.random)
+        if wait_s is not None:
+            later = self._desk.seconds(min(max(wait_s, 0.1), channel.spec.cool_down_max_s))
+        await self._later(after, later)
+
+    async def _is_too_late(
+        self, attempt: Attempt, prediction: Prediction | None, channel: Channel
+    ) -> bool:
+        """Whether the job was given up because it takes too long."""
+        age_s = (self._desk.clock() - attempt.created_at).total_seconds()
+        if age_s < channel.spec.deadline_s:
+            return False
+        text = f"{channel.name} did not finish within {channel.spec.deadline_s:g} s"
+        failure = Failure(code=ErrorCode.TIMED_OUT, message=text)
+        with contextlib.suppress(PollTrouble):
+            await channel.provider.cancel(ticket_of(attempt))
+        await self._fail(attempt, prediction, failure)
+        return True
+
+    async def _lost(
+        self, attempt: Attempt, prediction: Prediction | None, channel: Channel, reason: str
+    ) -> None:
+        log.error("%s: given up at %s: %s", attempt.prediction_id, channel.name, reason)
+        failure = Failure(code=ErrorCode.UPSTREAM_FAILED, message=reason)
+        await self._fail(attempt, prediction, failure)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    async def settle(self, attempt: Attempt, state: State, channel: Channel) -> None:
+        """The provider is done with an accepted attempt."""
+        prediction = await self._prediction(attempt)
+        if isinstance(state, Working):
+            await self._working(attempt, prediction, channel, state)
+        elif isinstance(state, Ended):
+            await self._ended(attempt, prediction, state)
+        elif prediction is None or prediction.is_terminal:
+            await self._desk.close(attempt, self._paid(attempt, state))
+        elif not is_ours(prediction, attempt):
+            await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
+        else:
+            await self._finished(attempt, prediction, channel, state)
+
+    async def _ended(self, attempt: Attempt, prediction: Prediction | None, state: Ended) -> None:
+        if prediction is not None and is_ours(prediction, attempt):
+            metrics = {**prediction.metrics, **state.metrics}
+            logs = state.logs or prediction.logs
+            now = replace(prediction, logs=logs, metrics=metrics, served_by=_server(attempt))
+            await self._desk.refuse(now, state.failure)
+        after = replace(
+            attempt,
+            state=A.CANCELED if state.is_canceled else A.FAILED,
+            failure=state.failure,
+            cost_micro=state.cost_micro,
+            next_at=None,
+        )
+        await self._desk.close(attempt, after)
+
+    async def _finished(
+        self, attempt: Attempt, prediction: Prediction, channel: Channel, state: Finished
+    ) -> None:
+        try:
+            outputs = await collect(self._desk, prediction, attempt, channel, state)
+        except PollTrouble as trouble:
+            await self._troubled(attempt, prediction, channel, str(trouble), None)
+            return
+        except PollLie as lie:
+            if attempt.trouble + 1 >= LIES_MAX or not attempt.upstream_id:
+                await self._lost(attempt, prediction, channel, str(lie))
+            else:
+                await self._troubled(attempt, prediction, channel, str(lie), None)
+            return
+        paid = replace(self._paid(attempt, state), outputs=tuple(outputs))
+        if attempt.parts > 1:
+            fetched = replace(paid, state=A.FETCHED, next_at=self._desk.clock())
+            saved = await self._desk.close(attempt, fetched)
+            if saved is not None:
+                await self._gather(saved, prediction)
+            return
+        logs = state.logs or f"Using seed: {prediction.request.seed}\n"
+        await self._succeed(replace(prediction, logs=logs), attempt, outputs, state.metrics)
+        await self._desk.close(attempt, paid)
+
+    async def _gather(self, attempt: Attempt, prediction: Prediction | None) -> None:
+        """A part is here: when all of them are, the prediction is done."""
+        done = replace(attempt, state=A.DONE, next_at=None)
+        if prediction is None or prediction.is_terminal:
+            await self._desk.close(attempt, done)
+            return
+        parts = {a.part: a for a in await self._desk.attempts.of(prediction.id)
+                 if a.state in (A.FETCHED, A.DONE)}  # fmt: skip
+        if len(parts) < attempt.parts or not is_ours(prediction, attempt):
+            await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
+            return
+        outputs = [output for part in sorted(parts) for output in parts[part].outputs]
+        logs = f"Using seed: {prediction.request.seed}\n"
+        await self._succeed(replace(prediction, logs=logs), attempt, outputs, {})
+        for part in parts.values():
+            await self._desk.close(part, replace(part, state=A.DONE, next_at=None))
+
+    async def _succeed(
+        self,
+        prediction: Prediction,
+        attempt: Attempt,
+        outputs: Sequence[OutputImage],
+        metrics: Mapping[str, JSON],
+    ) -> None:
+        facts: dict[str, JSON] = {**metrics, "image_count": len(outputs)}
+        if prediction.started_at is not None:
+            seconds = (self._desk.clock() - prediction.started_at).total_seconds()
+            facts.setdefault("predict_s", round(seconds, 6))
+        with contextlib.suppress(Conflict):
+            served = replace(prediction, served_by=_server(attempt))
+            await self._desk.outcomes.succeed(served, outputs, facts)
+            log.info("%s succeeded at %s", prediction.id, attempt.channel)
+
+    def _paid(self, attempt: Attempt, state: Finished) -> Attempt:
+        cost = attempt.cost_micro if state.cost_micro is None else state.cost_micro
+        return replace(attempt, state=A.DONE, cost_micro=cost, next_at=None)
+
+    async def _fail(
+        self, attempt: Attempt, prediction: Prediction | None, failure: Failure
+    ) -> None:
+        if prediction is not None and is_ours(prediction, attempt):
+            await self._desk.refuse(replace(prediction, served_by=_server(attempt)), failure)
+        ended = replace(attempt, state=A.FAILED, failure=failure, next_at=None)
+        await self._desk.close(attempt, ended)
+
+    async def _orphaned(self, attempt: Attempt, prediction: Prediction | None) -> None:
+        """Its channel was taken out of the configuration: wait for it a while."""
+        age_s = (self._desk.clock() - attempt.created_at).total_seconds()
+        if age_s < ORPHAN_S:
+            await self._later(attempt, self._desk.seconds(ORPHAN_LOOK_S))
+            return
+        failure = gone(attempt.channel)
+        if prediction is not None and is_ours(prediction, attempt):
+            await self._desk.refuse(prediction, failure)
+        state = A.FAILED if attempt.state is A.ACCEPTED else attempt.state
+        await self._desk.close(attempt, replace(attempt, state=state, next_at=None))
+
+    async def _later(self, attempt: Attempt, wait: timedelta) -> None:
+        after = replace(attempt, next_at=self._desk.clock() + wait)
+        await self._desk.attempts.move(attempt, after)
+
+    async def _prediction(self, attempt: Attempt) -> Prediction | None:
+        try:
+            return await self._desk.store.get(attempt.prediction_id)
+        except NotFound:
+            return None
+
+
+def _server(attempt: Attempt) -> str:
+    return f"{attempt.channel}: {attempt.model}"

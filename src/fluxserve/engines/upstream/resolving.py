@@ -1,0 +1,147 @@
+"""What became of a submission whose answer was lost: looked up, never repeated on suspicion."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.prediction import Prediction
+from fluxserve.engines.upstream.answers import Accepted, Lookup, Lost, Order, PollTrouble
+from fluxserve.engines.upstream.base import Channel, Desk, is_ours
+from fluxserve.engines.upstream.channel import OnUnknown
+
+log = logging.getLogger(__name__)
+
+LOOK_MAX_S = 5.0  # between two looks within the grace period
+
+
+async def look_up(
+    desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
+) -> None:
+    """One look for an attempt in state UNKNOWN, and what follows from it."""
+
+    async def order() -> Order:
+        if prediction is None:
+            raise PollTrouble("the prediction was deleted")
+        return await desk.order(prediction, channel, attempt.model, attempt.id, attempt.part)
+
+    async def taken(upstream_ids: Sequence[str]) -> frozenset[str]:
+        return await desk.attempts.bound_ids(channel.name, upstream_ids)
+
+    lost = Lost(
+        token=attempt.id,
+        model=attempt.model,
+        created_at=attempt.created_at,
+        facts=attempt.facts,
+        order=order,
+    )
+    try:
+        found = await channel.provider.find(lost, taken)
+    except PollTrouble as trouble:
+        await _again(desk, attempt, prediction, channel, str(trouble))
+        return
+    match found:
+        case Accepted():
+            await _bind(desk, attempt, found, channel)
+        case Lookup.ABSENT:
+            await _absent(desk, attempt, prediction, channel)
+        case Lookup.IMPOSSIBLE:
+            await _impossible(desk, attempt, prediction, channel)
+
+
+async def _bind(desk: Desk, attempt: Attempt, found: Accepted, channel: Channel) -> None:
+    after = replace(
+        attempt,
+        state=AttemptState.ACCEPTED,
+        upstream_id=found.ticket.upstream_id,
+        poll_url=found.ticket.poll_url,
+        cost_micro=found.cost_micro or attempt.cost_micro,
+        failure=None,
+        next_at=desk.clock(),
+        trouble=0,
+    )
+    await desk.attempts.move(attempt, after)
+    log.info("%s was found again at %s", attempt.prediction_id, channel.name)
+    desk.due.set()
+
+
+async def _absent(
+    desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
+) -> None:
+    """Not in the provider's list: after the grace period that proves that it never happened."""
+    grace_s = channel.spec.reconcile_grace_s
+    if _age_s(desk, attempt) < grace_s:
+        await _later(desk, attempt, min(LOOK_MAX_S, grace_s / 4))
+        return
+    log.info("%s never reached %s; it is submitted again", attempt.prediction_id, channel.name)
+    await _void(desk, attempt, prediction)
+
+
+async def _impossible(
+    desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
+) -> None:
+    """The provider cannot be asked: a callback may still tell; else the operator's rule holds."""
+    left_s = channel.spec.reconcile_grace_s - _age_s(desk, attempt)
+    if desk.callback_base and left_s > 0:
+        await _later(desk, attempt, left_s)
+    else:
+        await _give_up(desk, attempt, prediction, channel)
+
+
+async def _again(
+    desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel, reason: str
+) -> None:
+    if _age_s(desk, attempt) > channel.spec.deadline_s:
+        await _give_up(desk, attempt, prediction, channel)
+        return
+    if attempt.trouble == 0:
+        log.warning("%s: the look-up failed: %s", attempt.prediction_id, reason)
+    after = replace(attempt, trouble=attempt.trouble + 1)
+    wait_s = min(channel.spec.poll_max_s, channel.spec.poll_s * 2.0 ** min(after.trouble, 10))
+    await _later(desk, after, wait_s, attempt)
+
+
+async def _give_up(
+    desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
+) -> None:
+    """Nobody can tell: as `on_unknown` of the channel says."""
+    if channel.spec.on_unknown is OnUnknown.RESUBMIT:
+        channel.health.resubmitted += 1
+        log.warning(
+            "%s may have reached %s; it is submitted again, as on_unknown says",
+            attempt.prediction_id,
+            channel.name,
+        )
+        await _void(desk, attempt, prediction)
+        return
+    reason = attempt.failure.message if attempt.failure else "the server stopped"
+    text = f"it is not known whether {channel.name} took the request ({reason}); not repeated"
+    failure = Failure(code=ErrorCode.UPSTREAM_UNKNOWN, message=text)
+    log.error("%s: %s", attempt.prediction_id, text)
+    if prediction is not None and is_ours(prediction, attempt):
+        await desk.refuse(prediction, failure)
+    # It stays unknown, to be seen and reviewed; a late callback still brings it to its end.
+    await desk.close(attempt, replace(attempt, failure=failure, next_at=None))
+
+
+async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> None:
+    void = replace(attempt, state=AttemptState.VOID, next_at=None)
+    if await desk.close(attempt, void) is None:
+        return
+    if prediction is not None and is_ours(prediction, attempt):
+        await desk.put_back(prediction)
+
+
+async def _later(
+    desk: Desk, attempt: Attempt, wait_s: float, before: Attempt | None = None
+) -> None:
+    after = replace(attempt, next_at=desk.clock() + timedelta(seconds=wait_s))
+    with contextlib.suppress(Conflict):
+        await desk.attempts.move(before or attempt, after)
+
+
+def _age_s(desk: Desk, attempt: Attempt) -> float:
+    return (desk.clock() - attempt.created_at).total_seconds()

@@ -1,0 +1,300 @@
+"""The HTTP side of one channel: capped answers, a key for its own host only, guarded downloads.
+
+`send` is for submissions, which are paid for: it never repeats, and says whether a failure proves
+that nothing happened. `ask` is for everything free: it may be repeated by whoever calls it.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urljoin
+
+import httpx
+import stamina
+
+from fluxserve.core.errors import InputUnreachable, TooLarge
+from fluxserve.core.request import JSON
+from fluxserve.engines.upstream.answers import (
+    Doubtful,
+    Letter,
+    PollLie,
+    PollTrouble,
+    Refusal,
+    Refused,
+)
+from fluxserve.engines.upstream.channel import ChannelSpec
+
+JSON_MAX_BYTES = 16 * 1024 * 1024
+ASK_TIMEOUT_S = 30.0
+REDIRECTS_MAX = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+SENTENCE_MAX = 500  # characters of a provider's own words that we pass on
+
+
+class Guard(Protocol):
+    """Fetches from hosts that somebody else named, public ones only."""
+
+    def check(self, url: str) -> None:
+        """InputUnreachable for a URL that can be refused without a look-up."""
+        ...
+
+    async def get(self, url: str) -> bytes:
+        """InputUnreachable or TooLarge."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer, body included."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    def json(self) -> Mapping[str, Any]:
+        """The body as a JSON object; PollLie when it is anything else."""
+        try:
+            value = json.loads(self.body)
+        except ValueError as error:
+            kind = self.headers.get("content-type", "no type").partition(";")[0]
+            raise PollLie(f"the provider answered {kind} instead of JSON") from error
+        if not isinstance(value, dict):
+            raise PollLie("the provider answered JSON that is no object")
+        return value
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds from Retry-After, where it is a plain number."""
+        try:
+            return max(0.0, float(self.headers["retry-after"]))
+        except (KeyError, ValueError):
+            return None
+
+    def sentence(self) -> str:
+        """What the provider says is wrong, in its own words."""
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            value = None
+        said = _words_of(value) or f"HTTP {self.status}"
+        return " ".join(said.split())[:SENTENCE_MAX]
+
+
+def _words_of(value: Any) -> str:
+    """The sentence in an error body of any kind we know."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_words_of(item) for item in value)))
+    if not isinstance(value, dict):
+        return ""
+    if "msg" in value:
+        place = value.get("loc") or []
+        name = str(place[-1]) if isinstance(place, list) and place else ""
+        return f"{name}: {value['msg']}" if name else str(value["msg"])
+    for name in ("detail", "message", "error", "title"):
+        if said := _words_of(value.get(name)):
+            return said
+    return ""
+
+
+class Wire:
+    """One channel's connections."""
+
+    def __init__(
+        self,
+        spec: ChannelSpec,
+        headers: Mapping[str, str],
+        guard: Guard,
+    ) -> None:
+        """`headers` carry the key: they go to the channel's own host and nowhere else."""
+        self.spec = spec
+        self.root = httpx.URL(spec.root)
+        self._guard = guard
+        timeout = httpx.Timeout(ASK_TIMEOUT_S, connect=spec.connect_timeout_s)
+        # A provider that closes idle connections late makes lost submissions: keep them short.
+        limits = httpx.Limits(max_connections=200, keepalive_expiry=5.0)
+        self._own = httpx.AsyncClient(
+            headers=dict(headers), timeout=timeout, limits=limits, trust_env=False
+        )
+        self._bare = httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
+
+    async def close(self) -> None:
+        await self._own.aclose()
+        await self._bare.aclose()
+
+    def url(self, path: str) -> httpx.URL:
+        return httpx.URL(f"{self.spec.root}{path}")
+
+    def is_own(self, url: str) -> bool:
+        """Whether a link leads to the channel's own scheme, host and port."""
+        try:
+            return _origin(httpx.URL(url)) == _origin(self.root)
+        except httpx.InvalidURL:
+            return False
+
+    async def send(self, letter: Letter, token: str) -> Answer:
+        """POST one paid submission. Refused when it provably did not happen, else Doubtful."""
+        request = self._own.build_request(
+            "POST",
+            self.url(letter.path),
+            params=dict(letter.params) or None,
+            json=letter.body,
+            data=dict(letter.form) or None,
+            files=list(letter.files) or None,
+            headers={"idempotency-key": token},
+            timeout=httpx.Timeout(self.spec.submit_timeout_s, connect=self.spec.connect_timeout_s),
+        )
+        limit_s = self.spec.submit_timeout_s + self.spec.connect_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await self._exchange(self._own, request, self.spec.output_max_bytes * 2)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout,
+                httpx.UnsupportedProtocol) as error:  # fmt: skip
+            text = f"{self.spec.name} cannot be reached"
+            raise Refused(Refusal.UNREACHABLE, text) from error
+        except (httpx.TransportError, TimeoutError, PollLie) as error:
+            what = type(error).__name__ if not isinstance(error, PollLie) else str(error)
+            raise Doubtful(f"the answer of {self.spec.name} was lost ({what})") from error
+        return self._judge(answer)
+
+    def _judge(self, answer: Answer) -> Answer:
+        """The answer itself when it is a success; Refused or Doubtful otherwise."""
+        status = answer.status
+        if answer.is_success:
+            return answer
+        words = f"{self.spec.name}: {answer.sentence()}"
+        if status in (307, 308):
+            raise Refused(Refusal.BROKEN, f"{self.spec.name} points to another address")
+        if status == 429:
+            wait_s = answer.retry_after_s
+            raise Refused(Refusal.RATE, words, retry_after_s=wait_s)
+        if 400 <= status < 500 and status not in (408, 425):
+            raise Refused(_REFUSALS.get(status, Refusal.INPUT), words)
+        raise Doubtful(f"{self.spec.name} answered HTTP {status}: {answer.sentence()}")
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, JSON] | None = None,
+        files: Sequence[tuple[str, tuple[str, bytes, str]]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """A free call to the channel's own host, of any status but 429 and 5xx: PollTrouble."""
+        request = self._own.build_request(
+            method,
+            self.url(path),
+            params=params,
+            json=body,
+            files=list(files) or None,
+            headers=dict(headers or {}),
+        )
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S * 2):
+                answer = await self._exchange(self._own, request, JSON_MAX_BYTES)
+        except (httpx.TransportError, TimeoutError) as error:
+            what = type(error).__name__
+            raise PollTrouble(f"{self.spec.name} did not answer ({what})") from error
+        if answer.status == 429 or answer.status >= 500:
+            words = f"{self.spec.name}: {answer.sentence()} (HTTP {answer.status})"
+            raise PollTrouble(words, retry_after_s=answer.retry_after_s)
+        return answer
+
+    async def ask_sibling(self, url: str) -> Answer:
+        """GET a poll link on a sister host of the provider: guarded, and without the key."""
+        try:
+            body = await self._guard.get(url)
+        except (InputUnreachable, TooLarge) as error:
+            raise PollTrouble(f"{self.spec.name}: {error.message}") from error
+        return Answer(status=200, headers={}, body=body)
+
+    async def picture(self, url: str) -> bytes:
+        """The bytes behind a link from an answer, fetched without the key.
+
+        Tried again after trouble; PollLie when the link cannot be followed or the body is too
+        large, PollTrouble when it did not work in the end.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise PollLie("the provider gave an output link that is no web address")
+        async for attempt in stamina.retry_context(
+            on=PollTrouble, attempts=4, wait_initial=0.2, wait_max=3.0, timeout=120.0
+        ):
+            with attempt:
+                return await self._picture(url)
+        raise AssertionError("stamina returns or raises")
+
+    async def _picture(self, url: str) -> bytes:
+        for _ in range(REDIRECTS_MAX + 1):
+            if not self.is_own(url):
+                return await self._foreign(url)
+            request = self._bare.build_request("GET", url)
+            try:
+                async with asyncio.timeout(ASK_TIMEOUT_S * 4):
+                    answer = await self._exchange(self._bare, request, self.spec.output_max_bytes)
+            except (httpx.TransportError, TimeoutError) as error:
+                what = type(error).__name__
+                raise PollTrouble(f"an output could not be downloaded ({what})") from error
+            if answer.status not in REDIRECTS:
+                return _whole(answer)
+            url = urljoin(url, answer.headers.get("location", ""))
+        raise PollLie("the provider's output link redirects without end")
+
+    async def _foreign(self, url: str) -> bytes:
+        """A file on a host that the provider named: guarded, and never with the key."""
+        try:
+            self._guard.check(url)
+        except InputUnreachable as error:
+            raise PollLie(f"the provider's output link: {error.message}") from error
+        try:
+            return await self._guard.get(url)
+        except TooLarge as error:
+            raise PollLie(f"the provider's output link: {error.message}") from error
+        except InputUnreachable as error:
+            raise PollTrouble(f"an output could not be downloaded: {error.message}") from error
+
+    async def _exchange(
+        self, client: httpx.AsyncClient, request: httpx.Request, cap: int
+    ) -> Answer:
+        """One request and its whole answer; PollLie when the body exceeds `cap` bytes."""
+        response = await client.send(request, stream=True)
+        try:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > cap:
+                    raise PollLie(f"the provider's answer is larger than {cap} bytes")
+        finally:
+            await response.aclose()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(status=response.status_code, headers=headers, body=bytes(body))
+
+
+_PORTS = {"http": 80, "https": 443}
+_REFUSALS = {
+    401: Refusal.KEY,
+    403: Refusal.KEY,
+    402: Refusal.CREDIT,
+    404: Refusal.MODEL,
+    405: Refusal.BROKEN,
+}
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0)
+
+
+def _whole(answer: Answer) -> bytes:
+    if answer.status == 429 or answer.status >= 500:
+        raise PollTrouble(f"an output could not be downloaded (HTTP {answer.status})")
+    if not answer.is_success:
+        raise PollLie(f"the provider's output link answers HTTP {answer.status}")
+    return answer.body
