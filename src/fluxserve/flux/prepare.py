@@ -1,0 +1,137 @@
+"""What of a request stays the same for all its steps, computed once when it comes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fluxserve.flux.modules import TIME_CHANNELS, DoubleBlock, FluxTransformer, SingleBlock
+
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A delta to a linear layer: y += (x @ down) @ up, the scale already inside `up`."""
+
+    down: Tensor  # (n_in, rank)
+    up: Tensor  # (rank, n_out)
+
+
+Adapter = Mapping[str, Sequence[LowRank]]  # by the name of a linear of FluxTransformer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What one row of a request is for all of its steps."""
+
+    text: Tensor  # (T, width), embedded
+    reference: Tensor  # (R, width), embedded; R may be 0
+    rotation: Tensor  # (T + L + R, head_dim / 2) complex64, L tokens of the picture being made
+    modulation: Sequence[Mapping[str, Tensor]]  # by step, then by block: (parts, width)
+    adapters: Sequence[Adapter] = ()
+
+
+def prepare(
+    model: FluxTransformer,
+    *,
+    text: Tensor,
+    pooled: Tensor,
+    positions: Tensor,
+    sigmas: Tensor,
+    guidance: float | None = None,
+    reference: Tensor | None = None,
+    adapters: Sequence[Adapter] = (),
+) -> Prepared:
+    """Embed everything about a row that no step changes.
+
+    `text` is (T, joint_attention_dim), `pooled` (P,), `reference` (R, in_channels), `sigmas` the
+    noise levels of the steps, `positions` (T + L + R, 3) in the order text, picture, references.
+    """
+    assert (guidance is not None) == (model.guidance is not None), "guidance does not fit the model"
+    dtype, device = model.dtype, model.device
+    if reference is None:
+        embedded = torch.zeros(0, model.spec.width, dtype=dtype, device=device)
+    else:
+        embedded = model.image_in(reference.to(device, dtype))
+    return Prepared(
+        text=model.text_in(text.to(device, dtype)),
+        reference=embedded,
+        rotation=rotation(positions.to(device), model.spec.axes_dims_rope),
+        modulation=modulations(model, sigmas, guidance, pooled),
+        adapters=adapters,
+    )
+
+
+def rotation(positions: Tensor, axes: Sequence[int]) -> Tensor:
+    """(N, axes) positions -> (N, head_dim / 2) complex64: how far channel pairs turn."""
+    parts = []
+    for at, channels in enumerate(axes):
+        even = torch.arange(0, channels, 2, dtype=torch.float64, device=positions.device)
+        angles = torch.outer(positions[:, at].double(), 1.0 / ROTARY_BASE ** (even / channels))
+        parts.append(torch.complex(angles.cos().float(), angles.sin().float()))
+    return torch.cat(parts, dim=1)
+
+
+def modulations(
+    model: FluxTransformer, sigmas: Tensor, guidance: float | None, pooled: Tensor
+) -> Sequence[Mapping[str, Tensor]]:
+    """For each noise level the shifts, scales and gates of all blocks. `pooled` is (P,).
+
+    A scale is kept as 1 + scale. A guidance is given exactly where the model has an input for it.
+    """
+    dtype, width, device_type = model.dtype, model.spec.width, model.device.type
+    # The reference rounds the noise level to the model's dtype between the two factors.
+    levels = ((sigmas.to(model.device) * 1000.0).to(dtype) / 1000.0) * 1000.0
+    pooled_part = model.pooled(pooled.to(model.device, dtype)[None])
+    guided = None
+    if model.guidance is not None:
+        scale = torch.tensor([guidance], device=model.device).to(dtype) * 1000.0
+        guided = model.guidance(_sinusoids(scale).to(dtype))
+    layers = _modulation_layers(model)
+    # In short types the CPU rounds a product of several rows otherwise than that of one: there, and
+    # only there, level by level.
+    exact = device_type == "cpu" and dtype is not torch.float32
+    steps: list[Mapping[str, Tensor]] = []
+    for some in levels.tensor_split(len(levels) if exact else 1):
+        hidden = model.time(_sinusoids(some).to(dtype))
+        hidden = hidden if guided is None else hidden + guided
+        active = functional.silu(hidden + pooled_part)
+        parts = {name: _parts(layer(active), width, scales) for name, layer, scales in layers}
+        steps += [{name: x[at] for name, x in parts.items()} for at in range(len(some))]
+    return steps
+
+
+def _sinusoids(levels: Tensor) -> Tensor:
+    """(S,) -> (S, 256) float32: cosines, then sines."""
+    half = TIME_CHANNELS // 2
+    at = torch.arange(half, dtype=torch.float32, device=levels.device)
+    angles = levels.float()[:, None] * torch.exp(-math.log(10_000) * at / half)[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _parts(y: Tensor, width: int, scales: Sequence[int]) -> Tensor:
+    """(S, parts * width) -> (S, parts, width), 1 added to the scales."""
+    parts = torch.unflatten(y, 1, (-1, width))
+    for at in scales:
+        parts[:, at] += 1
+    return parts
+
+
+def _modulation_layers(model: FluxTransformer) -> Sequence[tuple[str, nn.Module, tuple[int, ...]]]:
+    """(name, layer, which of its parts are scales), for every block."""
+    found: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    for at, block in enumerate(model.doubles):
+        assert isinstance(block, DoubleBlock)
+        found.append((f"doubles.{at}.image", block.image.modulation, (1, 4)))
+        found.append((f"doubles.{at}.text", block.text.modulation, (1, 4)))
+    for at, single in enumerate(model.singles):
+        assert isinstance(single, SingleBlock)
+        found.append((f"singles.{at}", single.modulation, (1,)))
+    found.append(("out", model.modulation, (0,)))
+    return found

@@ -1,0 +1,173 @@
+"""A picture on its way from noise: begin, advance together with others, finish.
+
+prompt, references, size, seed ── begin ──> Sample ── advance, num_steps times ──> finish ── pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluxserve.flux import packed, packing, schedule
+from fluxserve.flux.autoencoder import to_pixels
+from fluxserve.flux.prepare import Adapter, Prepared, prepare
+from fluxserve.flux.preview import preview
+from fluxserve.flux.spec import Guidance
+from fluxserve.flux.weights import Model
+
+
+class NotANumber(Exception):
+    """A step gave values that are no numbers; `samples` are the places of the culprits."""
+
+    def __init__(self, samples: Sequence[int]) -> None:
+        super().__init__(f"not a number in {len(samples)} of the samples")
+        self.samples = tuple(samples)
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One picture: what it is made from, and how far it is. A step replaces `latents` whole."""
+
+    latents: Tensor  # (height * width, in_channels), in the dtype of the model
+    height: int  # tokens
+    width: int  # tokens
+    sigmas: Tensor  # (num_steps + 1,) float32, on the CPU
+    prompted: Prepared
+    unprompted: Prepared | None  # the second row of true classifier-free guidance
+    guidance: float
+    step: int = 0  # how many are done
+    velocity: Tensor | None = None  # of the last step, for previews
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.num_steps
+
+    @property
+    def tokens(self) -> int:
+        """Rows it adds to a forward pass."""
+        rows = 1 if self.unprompted is None else 2
+        return rows * self.prompted.rotation.shape[0]
+
+
+def noise(model: Model, height: int, width: int, seed: int) -> Tensor:
+    """(height * width, in_channels): the same for a seed on every device; height, width in tokens.
+
+    Drawn on the CPU in the model's dtype, in the order in which diffusers draws it.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    channels = model.spec.autoencoder.latent_channels
+    shape = (channels, 2 * height, 2 * width)
+    drawn = torch.randn(shape, generator=generator, dtype=model.dtype)
+    return packing.pack(drawn).to(model.device)
+
+
+@torch.inference_mode()
+def begin(
+    model: Model,
+    *,
+    prompt: str,
+    width: int,
+    height: int,
+    num_steps: int,
+    guidance: float,
+    seed: int,
+    references: Sequence[Tensor] = (),
+    adapters: Sequence[Adapter] = (),
+) -> Sample:
+    """Prepare a picture of width x height px, multiples of `pixels_per_token`.
+
+    `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W.
+    """
+    spec = model.spec
+    rows, columns = height // spec.pixels_per_token, width // spec.pixels_per_token
+    sigmas = schedule.sigmas(num_steps, rows * columns, spec.schedule)
+    sizes = [(latents.shape[1] // 2, latents.shape[2] // 2) for latents in references]
+    packed_references = torch.cat([packing.pack(x) for x in references]) if references else None
+
+    def row(text: str) -> Prepared:
+        embedding = model.text.encode(text)
+        parts = [
+            packing.text_positions(embedding.tokens.shape[0]),
+            packing.grid_positions(rows, columns),
+            packing.reference_positions(sizes),
+        ]
+        return prepare(
+            model.transformer,
+            text=embedding.tokens,
+            pooled=embedding.pooled,
+            positions=torch.cat(parts),
+            sigmas=sigmas[:-1],
+            guidance=guidance if spec.guidance is Guidance.EMBEDDED else None,
+            reference=packed_references,
+            adapters=adapters,
+        )
+
+    away = spec.guidance is Guidance.TRUE_CFG and guidance > 1.0
+    return Sample(
+        latents=noise(model, rows, columns, seed),
+        height=rows,
+        width=columns,
+        sigmas=sigmas,
+        prompted=row(prompt),
+        unprompted=row("") if away else None,
+        guidance=guidance,
+    )
+
+
+@torch.inference_mode()
+def advance(model: Model, samples: Sequence[Sample]) -> None:
+    """One noise level down for each of `samples`, in one forward pass.
+
+    All of them move or none does: where NotANumber or a device error is raised, every sample is as
+    it was before, and the step can be tried again with fewer.
+    """
+    velocities = _velocities(model, samples)
+    finite = torch.stack([velocity.isfinite().all() for velocity in velocities]).tolist()
+    if not all(finite):
+        raise NotANumber([at for at, good in enumerate(finite) if not good])
+    moved = [
+        schedule.euler(s.latents, v, s.sigmas[s.step], s.sigmas[s.step + 1])
+        for s, v in zip(samples, velocities, strict=True)
+    ]
+    for sample, latents, velocity in zip(samples, moved, velocities, strict=True):
+        sample.latents, sample.velocity = latents, velocity
+        sample.step += 1
+
+
+def _velocities(model: Model, samples: Sequence[Sample]) -> list[Tensor]:
+    rows = []
+    for sample in samples:
+        both = (sample.prompted, sample.unprompted)
+        rows += [packed.Row(row, sample.latents, sample.step) for row in both if row is not None]
+    found = iter(packed.forward(model.transformer, rows))
+    velocities = []
+    for sample in samples:
+        velocity = next(found)
+        if sample.unprompted is not None:
+            without = next(found)
+            velocity = without + sample.guidance * (velocity - without)
+        velocities.append(velocity)
+    return velocities
+
+
+def glimpse(model: Model, sample: Sample) -> Tensor | None:
+    """(2 height, 2 width, 3) uint8: the picture by now; None before a step or without factors."""
+    if model.spec.preview is None or sample.velocity is None:
+        return None
+    # Latents have moved on along the velocity, so the same line still leads to the clean picture.
+    clean = schedule.clean(sample.latents, sample.velocity, sample.sigmas[sample.step])
+    return preview(packing.unpack(clean, sample.height, sample.width), model.spec.preview)
+
+
+@torch.inference_mode()
+def finish(model: Model, sample: Sample) -> Tensor:
+    """(H, W, 3) uint8 on the CPU."""
+    latents = packing.unpack(sample.latents, sample.height, sample.width)
+    return to_pixels(model.autoencoder.decode(latents))

@@ -1,0 +1,136 @@
+"""What a damaged or foreign model folder is told, before anything of it is loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fluxserve.flux import weights
+from fluxserve.flux.spec import Guidance
+from fluxserve.flux.weights import WeightsError
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(embedded_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    shutil.copytree(embedded_folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_json(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def drop(path: Path, name: str) -> None:
+    edit_tensors(path, lambda tensors: tensors.pop(name))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no folder": (shutil.rmtree, "no such model folder"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json: missing"),
+    "another pipeline": (
+        lambda f: edit_json(f / "model_index.json", lambda v: v.update(_class_name="FluxFill")),
+        "a FluxPipeline or a FluxKontextPipeline is needed, not FluxFill",
+    ),
+    "no vae": (lambda f: shutil.rmtree(f / "vae"), "vae missing"),
+    "another transformer": (
+        lambda f: edit_json(
+            f / "transformer/config.json", lambda v: v.update(_class_name="Flux2Transformer2DModel")
+        ),
+        "FluxTransformer2DModel is needed, not Flux2Transformer2DModel",
+    ),
+    "a fill model": (
+        lambda f: edit_json(f / "transformer/config.json", lambda v: v.update(in_channels=384)),
+        "takes 384 channels, this VAE makes 64",
+    ),
+    "broken config": (
+        lambda f: (f / "vae/config.json").write_text("{"),
+        "vae/config.json: not JSON",
+    ),
+    "no weights": (lambda f: (f / TRANSFORMER).unlink(), r"\*.safetensors missing"),
+    "half downloaded": (lambda f: cut(f / TRANSFORMER), "only part of the file"),
+    "a web page": (
+        lambda f: (f / TRANSFORMER).write_text("<!DOCTYPE html><html>sign in</html>"),
+        "not a safetensors file",
+    ),
+    "a shard is missing": (
+        lambda f: (f / "transformer/model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"x_embedder.weight": "model-00001-of-2.safetensors"}})
+        ),
+        "model-00001-of-2.safetensors missing",
+    ),
+    "a tensor too few": (
+        lambda f: drop(f / TRANSFORMER, "x_embedder.weight"),
+        "1 tensors missing, like image_in.weight",
+    ),
+    "half of a fused tensor": (
+        lambda f: drop(f / TRANSFORMER, "transformer_blocks.0.attn.to_k.weight"),
+        "1 tensors missing, like doubles.0.image.qkv.weight",
+    ),
+    "a tensor too many": (
+        lambda f: edit_tensors(f / TRANSFORMER, lambda t: t.update(extra=torch.zeros(1))),
+        "unknown tensor extra: another architecture",
+    ),
+    "another shape": (
+        lambda f: edit_tensors(
+            f / TRANSFORMER, lambda t: t.update({"x_embedder.bias": torch.zeros(7)})
+        ),
+        "do not belong together",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(folder: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(WeightsError, match=message):
+        weights.load(folder, device="cpu")
+
+
+def test_without_its_sidecar_a_folder_is_taken_for_what_its_configs_say(folder: Path) -> None:
+    spec = weights.inspect(folder)
+    assert (spec.name, spec.edits, spec.native_size) == ("model", True, None)
+    assert (spec.guidance, spec.text_tokens) == (Guidance.NONE, 256)
+    assert spec.tokens(1024, 512) == 64 * 32
+
+
+def test_the_package_model_says_how_it_wants_to_be_asked() -> None:
+    spec = weights.inspect(weights.embedded_folder())
+    assert spec.guidance is Guidance.TRUE_CFG
+    assert spec.native_size
+    assert spec.preview
+
+
+@pytest.mark.parametrize("said", ["tpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(said: str) -> None:
+    with pytest.raises(WeightsError, match="device: "):
+        weights.choose_device(said)
+
+
+def test_an_unknown_number_type_is_refused() -> None:
+    with pytest.raises(WeightsError, match="dtype: auto, float32, bfloat16, not 'int4'"):
+        weights.choose_dtype("int4", torch.device("cpu"))
+
+
+def test_short_types_are_not_chosen_for_a_cpu() -> None:
+    assert weights.choose_dtype("auto", torch.device("cpu")) is torch.float32
