@@ -39,6 +39,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import ClauseElement
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Compiled(NamedTuple):
 
     sql: str
     pick: Callable[[Mapping[str, Param]], tuple[Param, ...]]
+    writes: bool
 
 
 class Call(NamedTuple):
@@ -106,7 +108,11 @@ class Database(Protocol):
         ...
 
     async def read(self, transition: Transition[T]) -> T:
-        """SELECTs only; each sees what was committed by then."""
+        """SELECTs of a few rows by an index; each sees what was committed by then."""
+        ...
+
+    async def scan(self, transition: Transition[T]) -> T:
+        """SELECTs that may look at many rows: lists, counts, sums."""
         ...
 
 
@@ -115,7 +121,7 @@ def _compiled(construct: Executable, dialect: Dialect) -> Compiled:
     names = tuple(compiled.positiontup or ())
     # Values written into the construct itself (limits, literals) travel as parameters too.
     fixed = {name: value for name, value in compiled.params.items() if value is not None}
-    return Compiled(str(compiled), _picker(names, fixed))
+    return Compiled(str(compiled), _picker(names, fixed), isinstance(construct, UpdateBase))
 
 
 def _picker(

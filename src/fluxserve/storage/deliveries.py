@@ -69,7 +69,7 @@ class SqlDeliveryStore:
         limit: int = 100,
     ) -> Sequence[Delivery]:
         """Newest first."""
-        return await self._database.read(_page(state, prediction_id, limit))
+        return await self._database.scan(_page(state, prediction_id, limit))
 
     async def next_due(self) -> datetime | None:
         return await self._database.read(_next_due())

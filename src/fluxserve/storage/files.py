@@ -49,14 +49,14 @@ class SqlFileStore:
 
         `key_id` None: of every key.
         """
-        return await self._database.read(_page(key_id, cursor, limit, self._clock()))
+        return await self._database.scan(_page(key_id, cursor, limit, self._clock()))
 
     async def delete(self, file_id: str) -> BlobRef | None:
         """NotFound, or the blob that nothing refers to any more."""
         return await self._database.run(_delete(file_id))
 
     async def expired(self, at: datetime, limit: int = 100) -> Sequence[StoredFile]:
-        return await self._database.read(_expired(at, limit))
+        return await self._database.scan(_expired(at, limit))
 
 
 def _add(file: StoredFile) -> Transition[None]:

@@ -52,7 +52,7 @@ class SqlKeyStore:
 
     async def list(self) -> Sequence[ApiKey]:
         """Oldest first, revoked ones included."""
-        return await self._database.read(_list())
+        return await self._database.scan(_list())
 
     async def revoke(self, key_id: str, at: datetime) -> ApiKey:
         """By id, name or prefix; Conflict where several valid keys answer to it."""

@@ -97,10 +97,10 @@ class SqlPredictionStore:
         return await self._database.read(transitions.get(prediction_id))
 
     async def page(self, query: Query) -> Sequence[Prediction]:
-        return await self._database.read(_page(query))
+        return await self._database.scan(_page(query))
 
     async def count(self, query: Query) -> int:
-        return await self._database.read(_count(query))
+        return await self._database.scan(_count(query))
 
     async def claim(
         self, engine: str, *, owner: str, at: datetime, lease_until: datetime
@@ -128,10 +128,10 @@ class SqlPredictionStore:
         return await self._database.read(_events(prediction_id, after))
 
     async def expired(self, at: datetime) -> Sequence[Prediction]:
-        return await self._database.read(_due(EXPIRED, at))
+        return await self._database.scan(_due(EXPIRED, at))
 
     async def overdue(self, at: datetime) -> Sequence[Prediction]:
-        return await self._database.read(_due(OVERDUE, at))
+        return await self._database.scan(_due(OVERDUE, at))
 
     async def ask_cancel(self, prediction_id: str) -> Prediction:
         return await self._database.run(transitions.ask_cancel(prediction_id))
@@ -139,7 +139,7 @@ class SqlPredictionStore:
     async def queue_position(self, prediction: Prediction) -> int:
         if prediction.status is not PredictionStatus.QUEUED:
             return 0
-        return await self._database.read(_ahead(prediction))
+        return await self._database.scan(_ahead(prediction))
 
     async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
         return await self._database.run(transitions.forget(prediction_id))
