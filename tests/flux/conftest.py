@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from fluxserve.flux import packing, weights
+from fluxserve.flux import folder, packing, weights
 from fluxserve.flux.modules import FluxTransformer, placements
 from fluxserve.flux.packed import Row
 from fluxserve.flux.prepare import prepare
@@ -130,7 +130,7 @@ def pair(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Pair:
 
 @pytest.fixture(scope="session")
 def embedded_folder() -> Path:
-    return weights.embedded_folder()
+    return folder.embedded_folder()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fluxserve.flux import weights
+from fluxserve.flux.folder import WeightsError, inspect
+from fluxserve.flux.folder import embedded_folder as package_folder
 from fluxserve.flux.spec import Guidance
-from fluxserve.flux.weights import WeightsError
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -108,14 +109,14 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(folder: Path, n
 
 
 def test_without_its_sidecar_a_folder_is_taken_for_what_its_configs_say(folder: Path) -> None:
-    spec = weights.inspect(folder)
+    spec = inspect(folder)
     assert (spec.name, spec.edits, spec.native_size) == ("model", True, None)
     assert (spec.guidance, spec.text_tokens) == (Guidance.NONE, 256)
     assert spec.tokens(1024, 512) == 64 * 32
 
 
 def test_the_package_model_says_how_it_wants_to_be_asked() -> None:
-    spec = weights.inspect(weights.embedded_folder())
+    spec = inspect(package_folder())
     assert spec.guidance is Guidance.TRUE_CFG
     assert spec.native_size
     assert spec.preview
