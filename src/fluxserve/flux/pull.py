@@ -1,6 +1,6 @@
-"""Download a model from a hub: licence shown, space checked, resumed where it stopped, hashes checked.
+"""Download a model from a hub: licence shown, space checked, broken transfers resumed.
 
-    what the hub lists -> licence accepted? -> room on the disk? -> file by file: name.HASH.part,
+    what the hub lists -> room on the disk? -> licence accepted? -> file by file: name.HASH.part,
     resumed by byte range -> hash as published? -> name
 
 The listing and the transfer itself (retries, ranges, redirects) are `huggingface_hub`'s; its own
@@ -9,29 +9,34 @@ downloader starts a broken file from zero in a new process, which 24 GB do not f
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any
 
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, ModelInfo, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
-from tqdm import tqdm
+
+from fluxserve.flux.transfer import (
+    Hub,
+    Progress,
+    PullError,
+    RemoteFile,
+    Transfer,
+    matches,
+    part_bytes,
+)
 
 # What a model folder needs of a repository; the same weights in other forms stay where they are.
 PARTS = (
@@ -41,12 +46,6 @@ SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 INDEX = "model_index.json"
 RECORD = "pulled.json"  # what was downloaded, beside the files
 SPARE_BYTES = 256 * 2**20  # room that has to stay free on the disk
-CHUNK_BYTES = 2**20
-RETRIES = 3  # of a file that ends early or breaks off; the transfer retries five times by itself
-
-
-class PullError(Exception):
-    """The model cannot be downloaded; the message says why and what to do."""
 
 
 class LicenceDeclinedError(PullError):
@@ -64,39 +63,6 @@ class Licence:
     is_gated: bool  # it has to be accepted on the hub as well, with the account of the token
 
 
-class Progress(NamedTuple):
-    """How far a download is."""
-
-    file: str
-    done_bytes: int  # of all files, those that were there already included
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """A file as the hub lists it."""
-
-    name: str
-    size_bytes: int
-    sha256: str | None  # large files
-    git_sha1: str | None  # small files: of b"blob SIZE\0" and the content
-
-    @property
-    def mark(self) -> str:
-        """Tells versions of the file apart."""
-        return (self.sha256 or self.git_sha1 or "unknown")[:16]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hub:
-    """Where to download from, and as whom."""
-
-    repo: str
-    revision: str = "main"
-    token: str | None = None
-    endpoint: str | None = None  # None: the public hub
-
-
 def pull(
     hub: Hub,
     folder: Path,
@@ -108,8 +74,9 @@ def pull(
 ) -> Path:
     """Download a model into `folder` and return it; what is there already and sound stays.
 
-    Takes the files of a diffusers folder, or with `patterns` those whose names match one. Broken off,
-    it goes on where it stopped when called again. Raises PullError, whose message is for the user.
+    Takes the files of a diffusers folder, or with `patterns` those whose names match one. Broken
+    off, it goes on where it stopped when called again. Raises PullError; its message is for the
+    user.
     """
     with _explained(hub):
         info = HfApi(endpoint=hub.endpoint, token=hub.token or False).model_info(
@@ -122,7 +89,7 @@ def pull(
             missing = [file for file in files if not _is_sound(folder, file, record)]
             _check_room(folder, missing, free_bytes)
             _ask(hub, info, folder, accept)
-            transfer = _Transfer(hub, info.sha or hub.revision, folder, files, missing, report)
+            transfer = Transfer(hub, info.sha or hub.revision, folder, files, missing, report)
             for file in missing:
                 transfer.fetch(file)
                 _write_record(folder, hub, info, files)
@@ -169,7 +136,7 @@ def _remote(sibling: Any) -> RemoteFile:
 def _check_room(
     folder: Path, missing: Sequence[RemoteFile], free_bytes: Callable[[Path], int]
 ) -> None:
-    needed = sum(file.size_bytes - _part_bytes(folder, file) for file in missing)
+    needed = sum(file.size_bytes - part_bytes(folder, file) for file in missing)
     free = free_bytes(folder)
     if missing and needed + SPARE_BYTES > free:
         raise PullError(
@@ -182,143 +149,29 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB"
 
 
+def _licence(info: ModelInfo) -> tuple[str, str | None]:
+    """Its name and address, as the repository's card says."""
+    card: Any = info.card_data  # one field a key of the card, all optional
+    known = [str(getattr(card, key, None) or "") for key in ("license_name", "license")]
+    link = str(getattr(card, "license_link", None) or "")
+    return known[0] or known[1] or "unknown", link if link.startswith("http") else None
+
+
 def _ask(hub: Hub, info: ModelInfo, folder: Path, accept: Callable[[Licence], bool]) -> None:
     """Show the licence, once a folder and licence name."""
-    card: Mapping[str, Any] = info.card_data.to_dict() if info.card_data else {}
-    name = str(card.get("license_name") or card.get("license") or "unknown")
+    name, link = _licence(info)
     if _read_record(folder).get("licence") == name:
         return
     listed = [_remote(sibling) for sibling in info.siblings or ()]
     of_licence = [f for f in listed if "/" not in f.name and f.name.upper().startswith("LICEN")]
     text = None
     if of_licence:
-        transfer = _Transfer(hub, info.sha or hub.revision, folder, (), (), lambda progress: None)
+        transfer = Transfer(hub, info.sha or hub.revision, folder, (), (), lambda progress: None)
         transfer.fetch(of_licence[0])
         text = (folder / of_licence[0].name).read_text(encoding="utf-8", errors="replace")
-    link = card.get("license_link")
-    url = str(link) if link and str(link).startswith("http") else None
-    licence = Licence(repo=hub.repo, name=name, url=url, text=text, is_gated=bool(info.gated))
+    licence = Licence(repo=hub.repo, name=name, url=link, text=text, is_gated=bool(info.gated))
     if not accept(licence):
         raise LicenceDeclinedError(f"{hub.repo}: its licence ({name}) was not accepted")
-
-
-# --- one file -----------------------------------------------------------------------------------
-
-
-class _Silent(tqdm):  # type: ignore[type-arg]
-    """The transfer insists on a bar; ours is drawn elsewhere."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.pop("name", None)
-        super().__init__(*args, **{**kwargs, "disable": True})
-
-
-class _Counted:
-    """A file that says how much of it is written."""
-
-    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
-        self._file, self._report = file, report
-
-    def write(self, chunk: bytes) -> int:
-        written = self._file.write(chunk)
-        self._report(self._file.tell())
-        return written
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def truncate(self) -> int:
-        return self._file.truncate()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-class _Transfer:
-    """Files from one revision into one folder."""
-
-    def __init__(
-        self,
-        hub: Hub,
-        commit: str,
-        folder: Path,
-        files: Sequence[RemoteFile],
-        missing: Sequence[RemoteFile],
-        report: Callable[[Progress], None],
-    ) -> None:
-        self._hub, self._commit, self._folder, self._report = hub, commit, folder, report
-        self._headers = build_hf_headers(token=hub.token or False)
-        self._total = sum(file.size_bytes for file in files)
-        self._done = self._total - sum(file.size_bytes for file in missing)
-
-    def fetch(self, file: RemoteFile) -> None:
-        """Download, check and put in place; PullError when it is not what the hub says."""
-        part, target = _part(self._folder, file), self._folder / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(RETRIES + 1):
-            try:
-                self._read(file, part)
-                break
-            except (OSError, httpx2.TransportError) as error:
-                # A refusal stays one; a transfer that broke off goes on from the bytes that came.
-                if isinstance(error, HfHubHTTPError) or attempt == RETRIES:
-                    raise
-        if not _matches(part, file):
-            part.unlink()
-            raise PullError(f"{file.name}: not what the hub published; deleted, pull it again")
-        part.replace(target)
-        self._done += file.size_bytes
-
-    def _read(self, file: RemoteFile, part: Path) -> None:
-        url = hf_hub_url(
-            self._hub.repo, file.name, revision=self._commit, endpoint=self._hub.endpoint
-        )
-        there = _part_bytes(self._folder, file)
-        if there == file.size_bytes and part.exists():
-            return
-        with part.open("ab") as opened:
-            opened.truncate(there)
-            counted = _Counted(opened, lambda size: self._tell(file, size))
-            http_get(
-                url,
-                cast(BinaryIO, counted),
-                resume_size=there,
-                headers=dict(self._headers),
-                expected_size=file.size_bytes,
-                tqdm_class=_Silent,
-            )
-
-    def _tell(self, file: RemoteFile, size_bytes: int) -> None:
-        self._report(Progress(file.name, self._done + size_bytes, self._total))
-
-
-def _part(folder: Path, file: RemoteFile) -> Path:
-    """Where the bytes go until all of them are there; another version has another name."""
-    target = folder / file.name
-    return target.with_name(f"{target.name}.{file.mark}.part")
-
-
-def _part_bytes(folder: Path, file: RemoteFile) -> int:
-    part = _part(folder, file)
-    size = part.stat().st_size if part.exists() else 0
-    return size if size <= file.size_bytes else 0
-
-
-def _matches(path: Path, file: RemoteFile) -> bool:
-    """Length and hash are as published."""
-    size = path.stat().st_size
-    if size != file.size_bytes:
-        return False
-    if file.sha256 is not None:
-        digest, wanted = hashlib.sha256(), file.sha256
-    elif file.git_sha1 is not None:
-        digest, wanted = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), file.git_sha1
-    else:
-        raise PullError(f"{file.name}: the hub publishes no hash for it")
-    with path.open("rb") as opened:
-        while chunk := opened.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest() == wanted.lower()
 
 
 # --- what is there ------------------------------------------------------------------------------
@@ -332,7 +185,7 @@ def _is_sound(folder: Path, file: RemoteFile, record: Mapping[str, Any]) -> bool
     known = record.get("files", {}).get(file.name)
     if known == _entry(path, file):
         return True
-    return _matches(path, file)
+    return matches(path, file)
 
 
 def _entry(path: Path, file: RemoteFile) -> Mapping[str, str | int]:
@@ -350,11 +203,10 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
 
 
 def _write_record(folder: Path, hub: Hub, info: ModelInfo, files: Sequence[RemoteFile]) -> None:
-    card: Mapping[str, Any] = info.card_data.to_dict() if info.card_data else {}
     record = {
         "repo": hub.repo,
         "commit": info.sha,
-        "licence": str(card.get("license_name") or card.get("license") or "unknown"),
+        "licence": _licence(info)[0],
         "files": {
             file.name: _entry(folder / file.name, file)
             for file in files
