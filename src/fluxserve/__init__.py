@@ -1,4 +1,4 @@
-"""A server for FLUX image generation and editing that speaks the APIs people's code already calls."""
+"""A server for FLUX image generation and editing, in the APIs that people's code calls."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -99,7 +99,10 @@ class AttemptStore(Protocol):
     async def next_due(self) -> datetime | None: ...
 
     async def hurry(self, at: datetime) -> int:
-        """Make every intent due at `at`: for a process that knows it is the only one."""
+        """Make everything that is due later due at `at`; returns how many.
+
+        For a process that knows it is the only one: whoever was to see to them is dead.
+        """
         ...
 
     async def open_counts(self) -> Mapping[str, int]:

@@ -47,11 +47,12 @@ class Event:
 class Subscription:
     """One listener's mailbox: durable events always fit, fleeting ones push out older ones."""
 
-    __slots__ = ("_fleeting", "_items", "_wake")
+    __slots__ = ("_fleeting", "_is_closed", "_items", "_wake")
 
     def __init__(self) -> None:
         self._items: deque[Event] = deque()
         self._fleeting = 0
+        self._is_closed = False
         self._wake = asyncio.Event()
 
     def put(self, event: Event) -> None:
@@ -63,8 +64,10 @@ class Subscription:
         self._wake.set()
 
     async def get(self, timeout_s: float | None = None) -> Event | None:
-        """The next event, or None when `timeout_s` passes without one."""
+        """The next event, or None when `timeout_s` passes without one or the bus closes."""
         while not self._items:
+            if self._is_closed:
+                return None
             self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout_s)
@@ -77,6 +80,11 @@ class Subscription:
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self.get()) is not None:
             yield event
+
+    def close(self) -> None:
+        """Let whoever waits here go, after what has already arrived."""
+        self._is_closed = True
+        self._wake.set()
 
     def _drop_oldest_fleeting(self) -> None:
         for position, event in enumerate(self._items):
@@ -94,6 +102,7 @@ class EventBus:
     def __init__(self) -> None:
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._hooks: list[Callable[[Event], None]] = []
+        self.is_closed = False  # the server is going down: nobody should wait any longer
 
     def publish(self, event: Event) -> None:
         for topic in (event.prediction_id, self.ALL):
@@ -105,6 +114,8 @@ class EventBus:
     @contextmanager
     def subscribe(self, prediction_id: str) -> Iterator[Subscription]:
         subscription = Subscription()
+        if self.is_closed:
+            subscription.close()
         self._subscriptions.setdefault(prediction_id, set()).add(subscription)
         try:
             yield subscription
@@ -117,3 +128,10 @@ class EventBus:
     def hook(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` at every event: for counters and wake-ups, never for slow work."""
         self._hooks.append(listener)
+
+    def close(self) -> None:
+        """Send every waiter home; events still pass for those who record them."""
+        self.is_closed = True
+        for topic in self._subscriptions.values():
+            for subscription in topic:
+                subscription.close()

@@ -155,10 +155,10 @@ class PredictionService:
             while True:
                 prediction = await self.get(prediction_id)
                 left = end - loop.time()
-                if prediction.is_terminal or left <= 0:
+                if prediction.is_terminal or left <= 0 or self._bus.is_closed:
                     return prediction
                 until = loop.time() + min(left, RECHECK_S)
-                while (pause := until - loop.time()) > 0:
+                while (pause := until - loop.time()) > 0 and not self._bus.is_closed:
                     event = await subscription.get(pause)
                     if event is not None and event.kind is EventKind.FINISHED:
                         break
@@ -175,6 +175,8 @@ class PredictionService:
                         return
                 prediction = await self._store.get(prediction_id)
                 if prediction.is_terminal and not await self._store.events(prediction_id, seen):
+                    return
+                if self._bus.is_closed:
                     return
                 while (fresh := await subscription.get(RECHECK_S)) is not None:
                     if fresh.kind.is_durable:

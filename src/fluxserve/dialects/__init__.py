@@ -1,1 +1,9 @@
-"""The HTTP APIs this server speaks, one file or folder each; this is their list."""
+"""The HTTP APIs this server speaks, one file or folder each; this is their list.
+
+Order decides who answers an unknown path that two of them could own.
+"""
+
+from fluxserve.dialects import native
+from fluxserve.dialects.base import Dialect
+
+DIALECTS: tuple[Dialect, ...] = (native.DIALECT,)

@@ -41,3 +41,16 @@ class DirectoryLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock at `path` just now."""
+    lock = DirectoryLock(path)
+    if not path.exists():
+        return False
+    try:
+        lock.acquire()
+    except StartupError:
+        return True
+    lock.release()
+    return False

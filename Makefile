@@ -1,0 +1,56 @@
+# Two commands set everything up on a machine with Python 3.11+, pip and make:
+#   make serve   the server and its playground on the embedded model
+#   make test    the whole test suite
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: serve test check fix lint types docs bench clients clean help
+
+help:
+	@echo "make serve | test | check (lint, types, tests) | fix | docs | bench | clean"
+
+serve: $(VENV)/.serve
+	$(BIN)/fluxserve serve $(ARGS)
+
+test: $(VENV)/.dev clients
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests bench training
+	$(BIN)/ruff format --check src tests bench training
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff check --fix src tests bench training
+	$(BIN)/ruff format src tests bench training
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m docs.generate
+
+bench: $(VENV)/.dev
+	@echo "one script per question: $(BIN)/python -m bench.http, .edit, .scheduling, .store, ..."
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[local]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt requirements-dev.txt | $(VENV)/bin/python
+	$(PIP) -e ".[local,postgres]" -r requirements-dev.txt
+	@touch $@ $(VENV)/.serve
+
+# Official clients in the versions that the tests name, apart from our own dependencies.
+clients: $(VENV)/.dev
+	$(BIN)/python tests/clients/setup.py
+
+clean:
+	rm -rf $(VENV) .clients build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,341 @@
+"""Puts the house together; the only file that knows every room.
+
+settings -> stores, blobs -> engines -> service, dispatchers, keeper, webhooks -> dialects -> routes
+"""
+
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fluxserve.core.access import Caller
+from fluxserve.core.cards import CARDS
+from fluxserve.core.catalog import Catalog
+from fluxserve.core.deliveries import Delivery
+from fluxserve.core.dispatcher import Dispatcher, Patience
+from fluxserve.core.errors import StartupError
+from fluxserve.core.events import EventBus
+from fluxserve.core.keeper import Keeper, Retention
+from fluxserve.core.keyring import KeyRing
+from fluxserve.core.live import LiveBoard
+from fluxserve.core.outcomes import Outcomes
+from fluxserve.core.ports import Engine
+from fluxserve.core.prediction import Prediction
+from fluxserve.core.request import JSON, BlobRef, ImageRequest
+from fluxserve.core.routing import Router
+from fluxserve.core.service import Admission, PredictionService
+from fluxserve.dialects import DIALECTS
+from fluxserve.dialects.base import HttpSettings, Services
+from fluxserve.dialects.delivery import own_blob
+from fluxserve.dialects.links import Signer
+from fluxserve.engines.choose import Choice, choose_engines
+from fluxserve.images.guard import GuardedClient
+from fluxserve.images.guard import Limits as FetchLimits
+from fluxserve.images.intake import ImageIntake
+from fluxserve.ops.limiter import MemoryLimiter
+from fluxserve.ops.metrics import Metrics
+from fluxserve.settings import Settings
+from fluxserve.storage.blobs import open_blobs
+from fluxserve.storage.database import Transition
+from fluxserve.storage.deliveries import SqlDeliveryStore
+from fluxserve.storage.files import SqlFileStore
+from fluxserve.storage.keys import SqlKeyStore
+from fluxserve.storage.predictions import SqlPredictionStore
+from fluxserve.storage.secrets import Secrets
+from fluxserve.storage.sqlite import SqliteDatabase
+from fluxserve.webhooks.courier import Courier
+from fluxserve.webhooks.javascript import to_json
+from fluxserve.webhooks.sender import Deliverer
+from fluxserve.webhooks.signing import Message, Scheme
+from fluxserve.webhooks.signing import Signer as WebhookSigner
+from fluxserve.webhooks.updates import Updates
+
+log = logging.getLogger(__name__)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class House:
+    """Everything that runs in one server process, started and stopped in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self.bus = EventBus()
+        self.live = LiveBoard()
+        self.database = SqliteDatabase(_database_path(settings))
+        self.store = SqlPredictionStore(self.database)
+        self.files = SqlFileStore(self.database, now)
+        self.deliveries = SqlDeliveryStore(self.database)
+        self.blobs = open_blobs(settings.files.url or (settings.data / "files").as_uri())
+        self.secrets = Secrets(settings.data)
+        self.signer = Signer(self.secrets.derive("links"))
+        self.catalog = Catalog(CARDS, lambda: secrets.randbits(32))
+        self.choice: Choice = choose_engines(settings, self.catalog)
+        self.engines = {engine.name: engine for engine in self.choice.engines}
+        self.router = Router(self.choice.routes, is_able=self._is_able, draw=random.random)
+        self.guard = GuardedClient(
+            settings.fetch.allow,
+            FetchLimits(
+                total_s=settings.fetch.timeout_s,
+                size_max_bytes=settings.limits.body_max_bytes,
+                redirects_max=settings.fetch.redirects_max,
+            ),
+        )
+        self.intake = ImageIntake(
+            self.blobs,
+            self.guard,
+            self._own,
+            pixels_max=settings.limits.pixels_max,
+            size_max_bytes=settings.limits.upload_max_bytes,
+        )
+        self.outcomes = Outcomes(store=self.store, blobs=self.blobs, bus=self.bus, clock=now)
+        self.predictions = self._service()
+        self.keyring = KeyRing(
+            SqlKeyStore(self.database),
+            clock=now,
+            admin_secret=self.secrets.admin_token(),
+            is_open=is_loopback(settings.host) or settings.insecure_open,
+        )
+        self.dispatchers = [self._dispatcher(engine) for engine in self.engines.values()]
+        self.keeper = self._keeper()
+        self.services = self._services()
+        self.deliverer, self.updates = self._webhooks()
+        self.metrics = Metrics(
+            self.bus, lambda: {item.engine.name: item.running for item in self.dispatchers}
+        )
+
+    async def start(self) -> None:
+        """Open the store, then let work flow. StartupError."""
+        await self.database.start()
+        try:
+            await self._refuse_open_doors()
+            for engine in self.engines.values():
+                await engine.start()
+            for dispatcher in self.dispatchers:
+                await dispatcher.start()
+            await self.keeper.start()
+            await self.deliverer.start()
+            await self.updates.start()
+        except BaseException:
+            await self.database.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Finish or put back what runs, then close the store."""
+        self.bus.close()
+        for dispatcher in self.dispatchers:
+            await dispatcher.stop()
+        await self.keeper.stop()
+        await self.updates.stop()
+        await self.deliverer.stop()
+        for engine in self.engines.values():
+            await engine.stop()
+        await self.guard.aclose()
+        await self.database.stop()
+
+    def _service(self) -> PredictionService:
+        limits = self.settings.limits
+        return PredictionService(
+            store=self.store,
+            blobs=self.blobs,
+            bus=self.bus,
+            live=self.live,
+            catalog=self.catalog,
+            router=self.router,
+            clock=now,
+            estimate=self._estimate,
+            admission=Admission(queue_max=limits.queue_max, concurrency_max=limits.concurrency),
+            place=self.choice.place,
+        )
+
+    def _dispatcher(self, engine: Engine) -> Dispatcher:
+        wait = self.settings.dispatch
+        return Dispatcher(
+            engine=engine,
+            store=self.store,
+            outcomes=self.outcomes,
+            intake=self.intake,
+            bus=self.bus,
+            live=self.live,
+            catalog=self.catalog,
+            clock=now,
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            patience=Patience(
+                lease_s=wait.lease_s,
+                heartbeat_s=wait.heartbeat_s,
+                job_s=wait.job_s,
+                drain_s=wait.drain_s,
+                attempts_max=wait.attempts_max,
+            ),
+        )
+
+    def _keeper(self) -> Keeper:
+        keep = self.settings.retention
+        return Keeper(
+            store=self.store,
+            files=self.files,
+            blobs=self.blobs,
+            service=self.predictions,
+            outcomes=self.outcomes,
+            clock=now,
+            retention=Retention(files_s=keep.files_s, predictions_s=keep.predictions_s),
+            attempts_max=self.settings.dispatch.attempts_max,
+        )
+
+    def _services(self) -> Services:
+        return Services(
+            predictions=self.predictions,
+            catalog=self.catalog,
+            router=self.router,
+            intake=self.intake,
+            blobs=self.blobs,
+            files=self.files,
+            deliveries=self.deliveries,
+            keyring=self.keyring,
+            limiter=MemoryLimiter(self.settings.limits.rate_per_minute),
+            secrets=self.secrets,
+            accounts=Unbudgeted(),
+            redelivery=self,
+            bus=self.bus,
+            live=self.live,
+            signer=self.signer,
+            http=http_settings(self.settings),
+            clock=now,
+            retention_s=self.settings.retention.files_s,
+            devices=self._devices,
+        )
+
+    def _webhooks(self) -> tuple[Deliverer, Updates]:
+        courier = Courier(
+            poster=self.guard,
+            render=self._message,
+            signer=WebhookSigner(
+                secret_of=self.secrets.webhook_secret,
+                key=self.secrets.signing_key(),
+                is_inside=self.guard.is_inside,
+                sends_plain_secret=self.settings.bfl.plain_secret,
+            ),
+            clock=now,
+        )
+        deliverer = Deliverer(
+            store=self.deliveries,
+            predictions=self.predictions.get,
+            courier=courier,
+            bus=self.bus,
+            clock=now,
+        )
+        updates = Updates(
+            bus=self.bus,
+            predictions=self.predictions.get,
+            courier=courier,
+            clock=now,
+            is_ours=lambda id_: self.live.get(id_) is not None,
+        )
+        return deliverer, updates
+
+    def _message(self, prediction: Prediction, delivery: Delivery) -> Message:
+        """What a webhook says: the prediction in the words of the dialect that made it."""
+        dialect = next(one for one in DIALECTS if one.name == prediction.origin.dialect)
+        links = self.services.links_on(prediction.origin.base_url, prediction.origin.mount)
+        body = to_json(dialect.render(prediction, links))
+        return Message(body=body, scheme=Scheme(dialect.signature))
+
+    async def redeliver(self, delivery_id: str) -> None:
+        await self.deliverer.redeliver(delivery_id)
+
+    async def is_ready(self) -> str | None:
+        """Why it cannot take work, or None."""
+        for engine in self.engines.values():
+            if engine.trouble:
+                return f"engine {engine.name}: {engine.trouble}"
+        try:
+            await self.database.run(_touch())
+        except Exception as error:
+            return f"the store cannot be written: {type(error).__name__}"
+        return None
+
+    def _is_able(self, name: str) -> bool:
+        engine = self.engines.get(name)
+        return engine is not None and engine.trouble is None
+
+    def _estimate(self, name: str, request: ImageRequest) -> float | None:
+        engine = self.engines.get(name)
+        return engine.estimate(request) if engine else None
+
+    def _devices(self) -> Sequence[JSON]:
+        return [
+            {
+                "engine": item.engine.name,
+                "capacity": item.engine.capacity,
+                "running": item.running,
+                "trouble": item.engine.trouble,
+            }
+            for item in self.dispatchers
+        ]
+
+    async def _own(self, url: str) -> BlobRef | None:
+        return await own_blob(self.services, url)
+
+    async def _refuse_open_doors(self) -> None:
+        settings = self.settings
+        if is_loopback(settings.host):
+            return
+        if settings.insecure_open:
+            log.warning("anybody who can reach this address may use it: insecure_open is set")
+            return
+        if not any(key.revoked_at is None for key in await self.keyring.list()):
+            raise StartupError(
+                f"refusing to listen on {settings.host} without a key: make one with "
+                "`fluxserve keys create`, or allow everybody with --insecure-open"
+            )
+
+
+def http_settings(settings: Settings) -> HttpSettings:
+    """What the dialects may know of the settings."""
+    return HttpSettings(
+        public_url=settings.public_url,
+        trusted_proxies=settings.proxy.trusted,
+        body_max_bytes=settings.limits.body_max_bytes,
+        upload_max_bytes=settings.limits.upload_max_bytes,
+        delivery=settings.replicate.output,
+        literal_aborted=settings.replicate.literal_aborted,
+        sync_timeout_s=settings.wavespeed.sync_timeout_s,
+        wait_max_s=settings.openai.wait_max_s,
+        bfl_plain_secret=settings.bfl.plain_secret,
+        bfl_webhook_status=settings.bfl.webhook_status,
+        bfl_poll_hold_s=settings.bfl.poll_hold_s,
+        openai_default_model=settings.openai.default_model,
+        fetch_allow=settings.fetch.allow,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class Unbudgeted:
+    """Nobody's budget: what balances answer while no prices are set."""
+
+    async def balance_micro(self, caller: Caller) -> int | None:
+        return None
+
+
+def _database_path(settings: Settings) -> Path:
+    url = settings.database.url
+    if not url:
+        return settings.data / "fluxserve.db"
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///"))
+    raise StartupError(f"database.url: sqlite:///PATH is what this version serves, not {url}")
+
+
+def _touch() -> Transition[None]:
+    """Nothing at all, by way of the writer: proves that it answers."""
+    yield from ()

@@ -1,0 +1,54 @@
+"""The command line: `serve`, and an ordinary client of the native API for everything else."""
+
+import sys
+
+import click
+import typer
+
+from fluxserve import __version__
+from fluxserve.cli import doctor, keys, models, pictures, server
+from fluxserve.core.errors import FluxserveError, StartupError
+
+app = typer.Typer(
+    name="fluxserve",
+    help="Serve FLUX image generation and editing through the APIs your code already calls.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+server.add_to(app)
+pictures.add_to(app)
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+doctor.add_to(app)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"fluxserve {__version__}")
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 it failed, 2 wrong use, 3 refused to start, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except StartupError as error:
+        _say(error.message)
+        sys.exit(3)
+    except FluxserveError as error:
+        _say(error.message)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    typer.echo(f"fluxserve: {text}", err=True)

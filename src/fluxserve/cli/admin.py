@@ -1,0 +1,52 @@
+"""Administration beside a running server, or on its files when nobody holds them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fluxserve import settings as setting
+from fluxserve.cli.client import Client
+from fluxserve.core.errors import StartupError
+from fluxserve.storage.lock import is_held
+
+LOCK = "fluxserve.lock"
+NOTE = "server.json"  # where a running server writes its address
+
+
+def administer(
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    *,
+    data_dir: str | None,
+    config: str | None,
+) -> Any:
+    """One call of the native API with the admin token of the data directory.
+
+    When no server holds the directory, one without engines is started for this call alone.
+    """
+    flags = {"data_dir": data_dir} if data_dir else {}
+    settings = setting.load(flags, config=config)
+    if is_held(settings.data / LOCK):
+        return _beside(settings.data, method, path, body)
+    return _alone(settings, method, path, body)
+
+
+def _beside(data: Path, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    try:
+        note = json.loads((data / NOTE).read_text())
+        token = (data / "admin.token").read_text().strip()
+    except (OSError, ValueError):
+        text = f"a server holds {data} but has not said where it listens: try again in a moment"
+        raise StartupError(text) from None
+    client = Client(note["url"], token, verify=note.get("verify", True))
+    try:
+        return client.call(method, path, body)
+    finally:
+        client.close()
+
+
+def _alone(settings: setting.Settings, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    from fluxserve.serving import once
+
+    return once(settings, method, path, body)

@@ -1,0 +1,202 @@
+"""`fluxserve generate` and `fluxserve edit`: a progress bar, previews, and files at the end."""
+
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fluxserve.cli.client import Client, connected, read_picture
+from fluxserve.core.errors import FluxserveError
+
+Output = Annotated[str | None, typer.Option("-o", "--output", help="file to write [by seed]")]
+Model = Annotated[str, typer.Option("--model", "-m", help="public name of a model")]
+SizeText = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels")]
+Steps = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="guidance scale")]
+Seed = Annotated[int | None, typer.Option("--seed", help="the same seed gives the same picture")]
+Count = Annotated[int, typer.Option("--n", help="how many pictures")]
+Server = Annotated[
+    str | None, typer.Option(envvar="FLUXSERVE_SERVER", help="URL of a server [run in process]")
+]
+Key = Annotated[str | None, typer.Option(envvar="FLUXSERVE_API_KEY", help="key of that server")]
+PreviewFile = Annotated[str | None, typer.Option("--preview", help="file that shows it growing")]
+Config = Annotated[str | None, typer.Option(help="settings file (TOML), in process")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the finished prediction as JSON")]
+
+EMBEDDED = "fluxserve/embedded"
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(generate)
+    app.command()(edit)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what to draw")],
+    output: Output = None,
+    model: Model = EMBEDDED,
+    size: SizeText = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    n: Count = 1,
+    server: Server = None,
+    key: Key = None,
+    preview: PreviewFile = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture from text."""
+    wish = _wish(model, prompt, size, steps, guidance, seed, n, output, preview)
+    with connected(server, key, config=config) as client:
+        _make(client, wish, output, preview, as_json=as_json)
+
+
+def edit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... INSTRUCTION", help="pictures, then what to do")
+    ],
+    output: Output = None,
+    model: Model = EMBEDDED,
+    size: SizeText = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    n: Count = 1,
+    server: Server = None,
+    key: Key = None,
+    preview: PreviewFile = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Edit one or more pictures by instruction."""
+    if len(words) < 2:
+        raise typer.BadParameter("give at least one picture and then the instruction")
+    *paths, instruction = words
+    pictures = [read_picture(path) for path in paths]
+    wish = _wish(model, instruction, size, steps, guidance, seed, n, output, preview)
+    with connected(server, key, config=config) as client:
+        wish["images"] = [
+            client.upload(data, Path(path).name) for data, path in zip(pictures, paths, strict=True)
+        ]
+        _make(client, wish, output, preview, as_json=as_json)
+
+
+def _wish(
+    model: str,
+    prompt: str,
+    size: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int | None,
+    n: int,
+    output: str | None,
+    preview: str | None,
+) -> dict[str, Any]:
+    suffix = Path(output).suffix.lower() if output else ".png"
+    if suffix not in _FORMATS:
+        raise typer.BadParameter(f"-o: a name ending in {', '.join(_FORMATS)}, not {output}")
+    wish: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "size": size,
+        "num_steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "num_outputs": n,
+        "output_format": _FORMATS[suffix],
+        "preview_steps": 1 if preview else 0,
+    }
+    return {name: value for name, value in wish.items() if value is not None}
+
+
+def _make(
+    client: Client, wish: dict[str, Any], output: str | None, preview: str | None, *, as_json: bool
+) -> None:
+    prediction = client.call("POST", "/predictions", wish)
+    try:
+        done = _follow(client, prediction["id"], preview)
+    except KeyboardInterrupt:
+        client.call("POST", f"/predictions/{prediction['id']}/cancel")
+        raise
+    if done["status"] != "succeeded":
+        said = done["error"]["message"] if done["error"] else done["status"]
+        raise FluxserveError(f"no picture: {said}")
+    paths = _save(client, done, output)
+    if as_json:
+        typer.echo(json.dumps(done))
+    for path in [] if as_json else paths:
+        typer.echo(str(path))
+    _hint(done)
+
+
+def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str, Any]:
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("waiting", total=None, note="")
+        for kind, data in client.events(prediction_id):
+            if kind == "progress":
+                bar.update(task, **_progress(data))
+            elif kind == "preview" and preview:
+                Path(preview).write_bytes(base64.b64decode(data["image"].partition(",")[2]))
+                bar.update(task, description=f"preview in {preview}")
+            elif kind == "finished":
+                done: dict[str, Any] = data["prediction"]
+                return done
+    fresh: dict[str, Any] = client.call("GET", f"/predictions/{prediction_id}?wait=60")
+    return fresh
+
+
+def _progress(data: dict[str, Any]) -> dict[str, Any]:
+    left = data.get("eta_s")
+    words = f"step {data['step']}/{data['total']}"
+    note = words if left is None else f"{words}, {max(0.0, left):.1f} s left"
+    if data.get("queue_position"):
+        note = f"{data['queue_position']} before this one"
+    return {"total": data["total"] or None, "completed": data["step"], "note": note}
+
+
+def _save(client: Client, done: dict[str, Any], output: str | None) -> list[Path]:
+    paths: list[Path] = []
+    for index, image in enumerate(done["outputs"]):
+        path = _name(output, index, len(done["outputs"]), image)
+        try:
+            path.write_bytes(client.download(image["url"]))
+        except OSError as error:
+            raise FluxserveError(f"{path} cannot be written: {error.strerror}") from None
+        paths.append(path)
+    return paths
+
+
+def _name(output: str | None, index: int, count: int, image: dict[str, Any]) -> Path:
+    if output:
+        path = Path(output).expanduser()
+        return path if count == 1 else path.with_stem(f"{path.stem}-{index}")
+    suffix = {"image/jpeg": "jpg", "image/webp": "webp"}.get(image["mime"], "png")
+    path = Path(f"fluxserve-{image['seed']}.{suffix}")
+    number = 1
+    while path.exists():
+        path = Path(f"fluxserve-{image['seed']}-{number}.{suffix}")
+        number += 1
+    return path
+
+
+def _hint(done: dict[str, Any]) -> None:
+    """One line when the small model stood in, for whoever watches a terminal."""
+    if sys.stderr.isatty() and re.search("embedded", done.get("served_by") or done["engine"]):
+        text = "made by the small built-in model; `fluxserve doctor` tells how to get a real one"
+        typer.secho(text, err=True, dim=True)

@@ -1,0 +1,97 @@
+"""Which engines run and what they serve, from the settings.
+
+With nothing configured every public name is served by the embedded model. With real weights or an
+upstream, a stand-in needs an explicit route. Heavy engines are imported only when they are named.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fluxserve.core.cards import EMBEDDED_ID, SIMULATOR_ID
+from fluxserve.core.catalog import Catalog
+from fluxserve.core.errors import StartupError
+from fluxserve.core.ports import Engine
+from fluxserve.core.request import ImageRequest
+from fluxserve.core.routing import Route
+from fluxserve.engines.simulator import Outcome, Script, Simulator
+from fluxserve.settings import Settings
+
+EMBEDDED = "embedded"
+LOCAL = "local"
+SIMULATOR = "simulator"
+LAST = -100  # the priority of what serves when nothing else does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The engines of this process and the routes to them."""
+
+    engines: Sequence[Engine]
+    routes: Sequence[Route]
+    place: Callable[[str, ImageRequest], str]
+
+
+def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
+    """StartupError when a route or model that is named cannot be served here."""
+    routes = _routes(settings, catalog)
+    named = dict.fromkeys(route.engine for route in routes)
+    engines = [_make(name, settings) for name in named]
+    simulator = next((engine for engine in engines if isinstance(engine, Simulator)), None)
+
+    def place(engine: str, request: ImageRequest) -> str:
+        return simulator.place(request) if simulator and engine == SIMULATOR else engine
+
+    return Choice(engines=engines, routes=routes, place=place)
+
+
+def can_compute() -> bool:
+    """Whether the `local` extra is installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "diffusers", "transformers"))
+
+
+def _routes(settings: Settings, catalog: Catalog) -> list[Route]:
+    if settings.simulator.enabled:
+        return [Route(model="*", engine=SIMULATOR)]
+    routes = [
+        Route(model=item.model, engine=item.engine, priority=item.priority, weight=item.weight)
+        for item in settings.route
+    ]
+    for route in routes:
+        if "*" not in route.model and catalog.find(route.model) is None:
+            raise StartupError(f"route: there is no model named {route.model!r}")
+    if settings.engine.model_dir:
+        routes.append(Route(model=_local_model(settings, catalog), engine=LOCAL))
+    routes.append(Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST))
+    if can_compute():
+        is_bare = not settings.route and not settings.engine.model_dir and not settings.upstream
+        routes.append(Route(model="*" if is_bare else EMBEDDED_ID, engine=EMBEDDED, priority=LAST))
+    return routes
+
+
+def _local_model(settings: Settings, catalog: Catalog) -> str:
+    """The card that the weights in engine.model_dir belong to."""
+    from fluxserve.engines.local.identify import card_id_of
+
+    return catalog.card(card_id_of(settings.engine.model_dir)).id
+
+
+def _make(name: str, settings: Settings) -> Engine:
+    if name == SIMULATOR:
+        told = settings.simulator
+        script = Script(
+            seconds=told.seconds,
+            steps=told.steps,
+            outcome=Outcome(told.outcome),
+            error=told.error,
+        )
+        return Simulator(script, concurrency=told.concurrency)
+    if name in (EMBEDDED, LOCAL):
+        if not can_compute():
+            raise StartupError(
+                f"the engine {name} needs torch: install it with `pip install fluxserve[local]`"
+            )
+        from fluxserve.engines.local.engine import LocalEngine
+
+        return LocalEngine.of(name, settings.engine, settings.data)
+    raise StartupError(f"route: there is no engine or upstream named {name!r}")

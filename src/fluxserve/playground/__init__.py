@@ -1,0 +1,1 @@
+"""The pages this server shows: a landing page now, the playground."""

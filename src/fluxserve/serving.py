@@ -1,0 +1,194 @@
+"""Runs the application under uvicorn: the socket, the ready line, the way down."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+import uvicorn
+
+from fluxserve.app import House
+from fluxserve.asgi import create_app
+from fluxserve.core.errors import ErrorCode, FluxserveError, StartupError
+from fluxserve.core.request import JSON
+from fluxserve.dialects import native
+from fluxserve.settings import Settings
+
+GRACE_S = 30  # open answers are given this long to end
+NOTE = "server.json"  # where a running server writes its address
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and sends waiting clients home before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, house: House, url: str) -> None:
+        super().__init__(config)
+        self._house = house
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._url:
+            sys.stdout.write(f"fluxserve ready on {self._url}\n")
+            sys.stdout.flush()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._house.bus.close()
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit code. StartupError when it cannot start."""
+    listener = _listen(settings)
+    house = House(settings)
+    url = settings.public_url or _url(settings, listener)
+    server = _Server(_config(settings, house), house, url)
+    note = settings.data / NOTE
+
+    async def main() -> None:
+        await house.start()
+        try:
+            note.write_text(json.dumps(_about(settings, listener)))
+            await server.serve(sockets=[listener])
+        finally:
+            note.unlink(missing_ok=True)
+            await house.stop()
+
+    _run(main())
+    return 0
+
+
+class Background:
+    """A server on loopback inside a thread, for a command that needs one for a moment."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._listener = _listen(settings)
+        self._house = House(settings)
+        self._server = _Server(_config(settings, self._house), self._house, "")
+        self._url = _url(settings, self._listener)
+        self._is_ready = threading.Event()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """The thread's work: start the house, serve, stop the house."""
+
+        async def main() -> None:
+            await self._house.start()
+            try:
+                self._is_ready.set()
+                await self._server.serve(sockets=[self._listener])
+            finally:
+                await self._house.stop()
+
+        try:
+            _run(main())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._is_ready.set()
+
+    def wait_until_ready(self, timeout_s: float) -> str:
+        """The server's URL once it can take work; StartupError."""
+        if not self._is_ready.wait(timeout_s):
+            raise StartupError(f"the server was not ready after {timeout_s:.0f} s")
+        if self._error is not None:
+            raise self._error
+        return self._url
+
+    def stop(self) -> None:
+        self._house.bus.close()
+        self._server.should_exit = True
+
+
+def once(settings: Settings, method: str, path: str, body: Mapping[str, JSON] | None) -> Any:
+    """One call of the native API with no server and no engine running; FluxserveError."""
+
+    async def main() -> Any:
+        house = House(settings)
+        await house.database.start()
+        try:
+            transport = httpx.ASGITransport(create_app(house))
+            token = house.secrets.admin_token()
+            async with httpx.AsyncClient(
+                transport=transport,
+                base_url="http://localhost",
+                headers={"Authorization": f"Bearer {token}"},
+            ) as client:
+                answer = await client.request(method, native.MOUNT + path, json=body)
+        finally:
+            await house.guard.aclose()
+            await house.database.stop()
+        told = answer.json()
+        if answer.is_success:
+            return told
+        error = FluxserveError(told["error"]["message"])
+        error.code = ErrorCode(told["error"]["code"])
+        raise error
+
+    return asyncio.run(main())
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows has none
+        return None
+    return uvloop.new_event_loop
+
+
+def _config(settings: Settings, house: House) -> uvicorn.Config:
+    # The house is started by us and not in the lifespan, so that a refusal is one sentence.
+    return uvicorn.Config(
+        create_app(house),
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=settings.tls_cert or None,
+        ssl_keyfile=settings.tls_key or None,
+    )
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{shown}]" if ":" in shown else shown
+    return f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}"
+
+
+def _about(settings: Settings, listener: socket.socket) -> dict[str, JSON]:
+    """What commands beside this server need to reach it."""
+    verify: JSON = str(Path(settings.tls_cert).absolute()) if settings.tls_cert else True
+    return {"url": _url(settings, listener), "pid": os.getpid(), "verify": verify}
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        where = f"{settings.host}:{settings.port}"
+        raise StartupError(
+            f"cannot listen on {where} ({error.strerror}): choose another with --port or --host"
+        ) from None
+    return listener
