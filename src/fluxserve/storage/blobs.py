@@ -6,7 +6,6 @@ written a short while ago; the sweep of orphans takes it later if no row came.
 """
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from obstore.store import LocalStore, MemoryStore, S3Store
 
 from fluxserve.core.errors import InvalidRequest, NotFound, StartupError, Unavailable
 from fluxserve.core.request import BlobRef
+from fluxserve.storage.flushing import flush_down_from
 
 SHARED = "inputs/"  # keys named after their content
 GRACE = timedelta(minutes=10)  # from a put to the row that refers to it, generously
@@ -48,7 +48,9 @@ class Blobs:
             try:
                 await obstore.put_async(self._store, key, data, attributes=attributes)
                 if self._root is not None:
-                    await asyncio.to_thread(_flush, self._root, self._root / key)
+                    # The store renames a finished file into place and flushes nothing. Nobody
+                    # knows the key before this returns, so flushing afterwards is early enough.
+                    await asyncio.to_thread(flush_down_from, self._root, self._root / key)
             except (BaseError, OSError) as error:
                 raise Unavailable(f"the file could not be stored: {_reason(error)}") from error
         return BlobRef(key=key, mime=mime, size_bytes=len(data))
@@ -125,22 +127,6 @@ def open_blobs(url: str) -> Blobs:
     except (BaseError, OSError) as error:
         raise StartupError(f"files.url = {url} cannot be opened: {_reason(error)}") from error
     raise StartupError(f"files.url: file:///PATH or s3://BUCKET/PREFIX, not {url}")
-
-
-def _flush(root: Path, path: Path) -> None:
-    """Push a new file and the names that lead to it to the disk.
-
-    The store renames a finished file into place and flushes nothing. No row names the key before
-    `put` returns, so flushing after the rename is early enough.
-    """
-    for place in (path, *path.parents):
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if place == root:
-            return
 
 
 def _explained(error: Exception) -> NotFound | Unavailable:

@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 
 from fluxserve.core.errors import StartupError, Unavailable
 from fluxserve.storage.database import Transition
+from fluxserve.storage.flushing import flush
 from fluxserve.storage.groupcommit import Waiting, commit, drive, explained, resolve
 from fluxserve.storage.lock import DirectoryLock
 from fluxserve.storage.schema import bring_up_to_date
@@ -118,7 +119,8 @@ class SqliteDatabase:
             read_only = f"{self._path.as_uri()}?mode=ro"
             self._reading = _connect(read_only, READER_PRAGMAS)
             self._scanning = _connect(read_only, READER_PRAGMAS)
-        except sqlite3.Error as error:
+            flush(self._path.parent)
+        except (sqlite3.Error, OSError) as error:
             self._lock.release()
             raise StartupError(
                 f"{self._path} cannot be opened ({error}): "
