@@ -267,7 +267,7 @@ def test_a_listing_that_points_outside_is_refused(hub: FakeHub, tmp_path: Path, 
 
 
 def test_two_pulls_into_one_folder_do_not_mix(hub: FakeHub, tmp_path: Path) -> None:
-    tried = []
+    tried: list[Progress] = []
 
     def meanwhile(progress: Progress) -> None:
         if tried:
