@@ -10,7 +10,6 @@ import secrets
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from fluxserve.core.access import Caller
 from fluxserve.core.cards import CARDS
@@ -44,9 +43,9 @@ from fluxserve.storage.database import Transition
 from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.keys import SqlKeyStore
+from fluxserve.storage.opening import open_database
 from fluxserve.storage.predictions import SqlPredictionStore
-from fluxserve.storage.secrets import Secrets
-from fluxserve.storage.sqlite import SqliteDatabase
+from fluxserve.storage.secrets import open_admin_token, open_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
 from fluxserve.webhooks.sender import Deliverer
@@ -66,16 +65,16 @@ class House:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        settings.data.mkdir(parents=True, exist_ok=True)
+        self.secrets = open_secrets(settings.data)
+        self.admin_token = open_admin_token(settings.data)
         self.bus = EventBus()
         self.live = LiveBoard()
-        self.database = SqliteDatabase(_database_path(settings))
+        self.database = open_database(_database_url(settings))
         self.store = SqlPredictionStore(self.database)
         self.files = SqlFileStore(self.database, now)
         self.deliveries = SqlDeliveryStore(self.database)
-        self.blobs = open_blobs(settings.files.url or (settings.data / "files").as_uri())
-        self.secrets = Secrets(settings.data)
-        self.signer = Signer(self.secrets.derive("links"))
+        self.blobs = open_blobs(settings.files.url or (settings.data.absolute() / "files").as_uri())
+        self.signer = Signer(self.secrets.link_secret)
         self.catalog = Catalog(CARDS, lambda: secrets.randbits(32))
         self.choice: Choice = choose_engines(settings, self.catalog)
         self.engines = {engine.name: engine for engine in self.choice.engines}
@@ -100,7 +99,7 @@ class House:
         self.keyring = KeyRing(
             SqlKeyStore(self.database),
             clock=now,
-            admin_secret=self.secrets.admin_token(),
+            admin_secret=self.admin_token,
             is_open=is_loopback(settings.host) or settings.insecure_open,
         )
         self.dispatchers = [self._dispatcher(engine) for engine in self.engines.values()]
@@ -218,7 +217,7 @@ class House:
             render=self._message,
             signer=WebhookSigner(
                 secret_of=self.secrets.webhook_secret,
-                key=self.secrets.signing_key(),
+                key=self.secrets.webhook_key,
                 is_inside=self.guard.is_inside,
                 sends_plain_secret=self.settings.bfl.plain_secret,
             ),
@@ -327,13 +326,8 @@ class Unbudgeted:
         return None
 
 
-def _database_path(settings: Settings) -> Path:
-    url = settings.database.url
-    if not url:
-        return settings.data / "fluxserve.db"
-    if url.startswith("sqlite:///"):
-        return Path(url.removeprefix("sqlite:///"))
-    raise StartupError(f"database.url: sqlite:///PATH is what this version serves, not {url}")
+def _database_url(settings: Settings) -> str:
+    return settings.database.url or f"sqlite:///{settings.data.absolute() / 'fluxserve.db'}"
 
 
 def _touch() -> Transition[None]:

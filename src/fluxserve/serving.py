@@ -115,7 +115,7 @@ def once(settings: Settings, method: str, path: str, body: Mapping[str, JSON] | 
         await house.database.start()
         try:
             transport = httpx.ASGITransport(create_app(house))
-            token = house.secrets.admin_token()
+            token = house.admin_token
             async with httpx.AsyncClient(
                 transport=transport,
                 base_url="http://localhost",
