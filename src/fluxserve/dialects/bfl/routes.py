@@ -29,6 +29,7 @@ from fluxserve.dialects.base import ErrorShape, Services, answering, read_object
 from fluxserve.dialects.bfl import alpha, forms, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
+from fluxserve.dialects.delivery import delivery_routes
 
 NAME = "bfl"
 GATEWAY = "/flux/v1"  # resellers' mount, with their errors
@@ -81,6 +82,7 @@ class Api:
             self._route("/delete_finetune", POST=self.no_finetune),
             self._route("/finetune", POST=self.no_finetune),
             self._route("/licenses/models/{slug}/usage", POST=self.license_usage),
+            *self._files(),
             *rest,
         ]
 
@@ -284,6 +286,14 @@ class Api:
         if self.mount == GATEWAY:
             body["error"] = {"message": text, "type": "405"}
         return JSONResponse(body, 405, {"Allow": ", ".join(calls)})
+
+    def _files(self) -> Sequence[Route]:
+        """Signed links under the mount, for proxies that hand on nothing else."""
+        found = delivery_routes(self.services)
+        return [
+            Route(f"{self.mount}{route.path}", route.endpoint, methods=list(route.methods or ()))
+            for route in found
+        ]
 
     def _everything_else(self) -> Route:
         async def nothing(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """BFL's words for our predictions: statuses, answers, webhook bodies. All pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fluxserve.core.errors import ErrorCode, Failure
@@ -132,6 +133,7 @@ def _result(prediction: Prediction, links: Links) -> JSON:
     assert image is not None
     extension = image.blob.mime.rpartition("/")[2]
     name = f"{prediction.id}_sample.{extension}"
+    links = replace(links, base=links.to(""))  # files stand under the caller's mount too
     shown: dict[str, JSON] = {
         "sample": links.blob(image.blob, name, prediction.finished_at),
         "prompt": prediction.request.prompt,
