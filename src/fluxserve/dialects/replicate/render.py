@@ -1,0 +1,126 @@
+"""A prediction as Replicate shows it: in answers and as the body of webhooks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from fluxserve.core.ids import to_base32
+from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.core.request import JSON
+from fluxserve.dialects.links import Links
+from fluxserve.dialects.replicate.inputs import TABLES
+from fluxserve.dialects.replicate.tokens import stream_token
+from fluxserve.dialects.replicate.words import STATUS, failure_text
+
+NAME = "replicate"
+SUFFIX = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+
+
+def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
+    """The whole object, as of the prediction that is given."""
+    origin, extra = prediction.origin, prediction.origin.extra
+    is_removed = prediction.data_removed
+    body: dict[str, JSON] = {
+        "id": to_base32(prediction.id),
+        "model": model_name(prediction),
+        "version": extra.get("version") or "hidden",
+        "input": {} if is_removed else tidy({key: origin.said[key] for key in sorted(origin.said)}),
+        "logs": "" if is_removed else prediction.logs,
+        "output": None if is_removed else output(prediction, links.outputs(prediction)),
+        "data_removed": is_removed,
+        "error": failure_text(prediction.failure) if prediction.failure else None,
+        "status": STATUS[prediction.status],
+        "source": "api",
+        "created_at": stamp(prediction.created_at),
+    }
+    if prediction.started_at is not None:
+        body["started_at"] = stamp(prediction.started_at)
+    if prediction.finished_at is not None:
+        body["completed_at"] = stamp(prediction.finished_at)
+        body["metrics"] = metrics(prediction)
+    if prediction.deadline_at is not None:
+        body["deadline"] = stamp(prediction.deadline_at)
+    for name in ("deployment", "webhook", "webhook_events_filter"):
+        if extra.get(name) is not None:
+            body[name] = extra[name]
+    body["urls"] = urls(prediction, links)
+    if prediction.served_by:
+        body["fluxserve"] = {"served_by": prediction.served_by}
+    return body
+
+
+def model_name(prediction: Prediction) -> str:
+    """`owner/name`: as the caller spelled it here, the card's own name for other dialects."""
+    name = prediction.origin.model_name
+    is_ours = prediction.origin.dialect == NAME and name.count("/") == 1
+    return name if is_ours else prediction.request.model
+
+
+def output(prediction: Prediction, shown: Sequence[str]) -> JSON:
+    """A string or a list, as users' code for this model expects; None when there is nothing."""
+    if prediction.status is not PredictionStatus.SUCCEEDED or not shown:
+        return None
+    return list(shown) if is_list(prediction) else shown[0]
+
+
+def is_list(prediction: Prediction) -> bool:
+    """Whether the output is a list. Decided when it was made here, else by model and number."""
+    said = prediction.origin.extra.get("list_output")
+    if isinstance(said, bool) and prediction.origin.dialect == NAME:
+        return said
+    inputs = TABLES.get(prediction.request.model)
+    if inputs is not None and inputs.has_list_output:
+        return True
+    return prediction.request.num_outputs > 1
+
+
+def urls(prediction: Prediction, links: Links) -> dict[str, JSON]:
+    """`stream` stands at the root whatever the mount: the JavaScript client tells files by it."""
+    id_ = to_base32(prediction.id)
+    return {
+        "cancel": links.to(f"/predictions/{id_}/cancel"),
+        "get": links.to(f"/predictions/{id_}"),
+        "stream": links.root(f"/v1/files/{stream_token(links.signer, prediction.id)}"),
+        "web": links.root(f"/p/{id_}"),
+    }
+
+
+def metrics(prediction: Prediction) -> dict[str, JSON]:
+    """Seconds of computing and in all; how many pictures."""
+    end = prediction.finished_at
+    assert end is not None
+    found: dict[str, JSON] = {}
+    if prediction.outputs:
+        found["image_count"] = len(prediction.outputs)
+    if prediction.started_at is not None:
+        computed = prediction.metrics.get("predict_s")
+        is_known = isinstance(computed, int | float) and not isinstance(computed, bool)
+        whole = (end - prediction.started_at).total_seconds()
+        seconds = computed if is_known and isinstance(computed, int | float) else whole
+        found["predict_time"] = _seconds(float(seconds))
+    found["total_time"] = _seconds((end - prediction.created_at).total_seconds())
+    return found
+
+
+def stamp(at: datetime) -> str:
+    """ISO 8601 in UTC with microseconds and a Z."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def tidy(value: JSON) -> JSON:
+    """Whole numbers without a fraction, as JavaScript prints them: signatures depend on it."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, Mapping):
+        return {key: tidy(item) for key, item in value.items()}
+    return [tidy(item) for item in value]
+
+
+def _seconds(value: float) -> JSON:
+    """Microseconds at most, and never so small that JSON would write an exponent."""
+    value = round(max(value, 0.0), 6)
+    if not math.isfinite(value) or value < 0.001:
+        return 0
+    return tidy(value)
