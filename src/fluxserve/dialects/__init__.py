@@ -3,7 +3,7 @@
 Order decides who answers an unknown path that two of them could own.
 """
 
-from fluxserve.dialects import native
+from fluxserve.dialects import bfl, native, wavespeed
 from fluxserve.dialects.base import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (native.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (native.DIALECT, bfl.DIALECT, wavespeed.DIALECT)
