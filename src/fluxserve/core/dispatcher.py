@@ -128,8 +128,10 @@ class Dispatcher:
                     await self._claim_all()
                 except Exception:
                     log.exception("claiming for %s failed; trying again", self.engine.name)
+            # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._patience.poll_s)
+                async with asyncio.timeout(self._patience.poll_s):
+                    await self._wake.wait()
 
     async def _claim_all(self) -> None:
         while len(self._running) < self.engine.capacity:

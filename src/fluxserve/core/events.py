@@ -69,8 +69,9 @@ class Subscription:
             if self._is_closed:
                 return None
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), timeout_s)
+            try:  # not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
             except TimeoutError:
                 return None
         event = self._items.popleft()

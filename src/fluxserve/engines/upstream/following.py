@@ -72,8 +72,10 @@ class Follower:
                 log.exception("looking for due submissions failed; trying again")
                 pause_s = LOOK_S
             if pause_s > 0:
+                # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._desk.due.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self._desk.due.wait()
 
     async def _follow_due(self) -> float:
         """Start work on what is due; returns seconds until there may be more."""

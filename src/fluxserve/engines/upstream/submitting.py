@@ -78,8 +78,10 @@ class Submitter:
                 await self._claim_all()
             except Exception:
                 log.exception("claiming for %s failed; trying again", self._channel.name)
+            # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
 
     async def _claim_all(self) -> None:
         while True:
