@@ -42,6 +42,10 @@ TRAIN_PHOTOS_SKIMAGE: Final = ("astronaut.png", "rocket.jpg")
 HELD_PHOTOS_SKIMAGE: Final = ("chelsea.png", "coffee.png")
 FONT: Final = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 LUMINANCE: Final = (0.299, 0.587, 0.114)
+PIP_DOWNLOAD: Final = (
+    *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"),
+    *("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"),
+)
 PHOTOS: Final = "usr/share/plasma/avatars/photos"
 
 
@@ -79,11 +83,12 @@ class Bank:
         return [i for i, thing in enumerate(self.things) if thing.is_held_out]
 
     def photo_rows(self, held_out: bool) -> list[int]:
-        return [i for i, name in enumerate(self.photo_names) if (name in HELD_OUT_PHOTOS) == held_out]
+        names = enumerate(self.photo_names)
+        return [i for i, name in names if (name in HELD_OUT_PHOTOS) == held_out]
 
 
 def fetch(source: dict[str, str], folder: Path) -> Path:
-    """Download one package with its own client and check its hash; raise ValueError if it differs."""
+    """Download one package with its own client; raise ValueError where its hash is not the pin."""
     path = folder / source["file"]
     if not path.exists():
         pin = {"apt": "{name}={version}", "npm": "{name}@{version}", "pip": "{name}=={version}"}
@@ -91,9 +96,7 @@ def fetch(source: dict[str, str], folder: Path) -> Path:
         commands = {
             "apt": ["apt-get", "download", spec],
             "npm": ["npm", "pack", "--silent", spec],
-            "pip": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", spec]
-            + ["--only-binary=:all:", "--python-version", "3.11"]
-            + ["--platform", "manylinux_2_28_x86_64"],
+            "pip": [*PIP_DOWNLOAD, spec],
         }
         log.info("fetching %s", spec)
         subprocess.run(commands[source["client"]], cwd=folder, check=True, capture_output=True)
@@ -158,14 +161,15 @@ def shade(canvas: np.ndarray) -> np.ndarray:
     inside = alpha > 0.5
     low, high = np.percentile(light[inside], [5, 95]) if inside.any() else (0.0, 1.0)
     relative = np.clip((light - low) / max(high - low, 0.15), 0, 1) * alpha
-    return (relative[None] * 255).round().astype(np.uint8)
+    result: np.ndarray = (relative[None] * 255).round().astype(np.uint8)
+    return result
 
 
 class Noto:
     """The colour bitmaps of the Noto emoji font, by character."""
 
     def __init__(self, path: Path) -> None:
-        from fontTools.ttLib import TTFont
+        from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
         font: Any = TTFont(str(path))
         self.strike = font["CBDT"].strikeData[0]
@@ -222,7 +226,7 @@ def extra_objects(folder: Path, have: set[str]) -> list[tuple[str, tuple[str, ..
     """Single-character emoji of the object groups that are not in the hand-made table."""
     table = json.loads((folder / "package" / "data-by-emoji.json").read_text("utf-8"))
     taken = {codepoints(emoji)[0] for emoji in have}
-    found = []
+    found: list[tuple[str, tuple[str, ...]]] = []
     for emoji, entry in table.items():
         points = codepoints(emoji)
         if entry["group"] not in EXTRA_GROUPS + EXTRA_GROUPS_ALSO or len(points) != 1:
@@ -305,9 +309,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     bank = build(options.work)
     save(bank, options.work / "bank.pt")
-    log.info("%d things, %d pictures, %d photographs", len(bank.things), *[
-        len(bank.pictures), len(bank.photos)
-    ])
+    log.info(
+        "%d things, %d pictures, %d photographs",
+        len(bank.things),
+        *[len(bank.pictures), len(bank.photos)],
+    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
     """(what happens, prompt, the source object's tint, the source background or None)."""
     choose = scenes.random
     named = kind in ("replace", "style", "add") or choose.random() < 0.5
-    index = choose.choice(scenes.known if named else scenes.seen)
+    index = choose.choice(scenes.sources or (scenes.known if named else scenes.seen))
     thing = scenes.things[index]
     name = choose.choice(thing.names)
     style = "noto" if choose.random() < 0.6 else choose.choice(list(thing.rows))

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +65,7 @@ def new_words(bank: Bank) -> list[str]:
         texts += phrases
     for phrases in words.STYLE_PHRASES.values():
         texts += phrases
-    texts += list(words.ADDITIONS) + ["object a 3d flat line picture of icon red"]
+    texts += [*words.ADDITIONS, "object a 3d flat line picture of icon red"]
     texts += [p for group in (words.RECOLOR_PHRASES, words.ADD_PHRASES) for p in group]
     found = {w for text in texts for w in text.replace("-", " ").split() if w.isalnum()}
     return sorted(found)
@@ -168,7 +169,7 @@ class Model(torch.nn.Module):
         x = torch.randn(len(prompts), tokens, 64, generator=noise).to(device)
         asked, empty = self.text(prompts), self.text([""] * len(prompts))
         levels = sigmas(steps, tokens)
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in pairwise(levels):
             level = torch.full((len(prompts),), now, device=device)
             v = self.velocity(x, level, asked, size, reference)
             if guidance != 1.0:

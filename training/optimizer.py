@@ -19,7 +19,7 @@ MATCH_ADAMW: Final = 0.2
 
 def orthogonalize(stack: Tensor) -> Tensor:
     """(N, R, C) -> the nearest (about) orthogonal matrices; R is at most C."""
-    x = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = A * x + (B * gram + C * gram @ gram) @ x
@@ -27,7 +27,7 @@ def orthogonalize(stack: Tensor) -> Tensor:
 
 
 class Muon:
-    """Momentum 0.95 with Nesterov's look-ahead; matrices of one shape are orthogonalised together."""
+    """Momentum 0.95 with Nesterov's look-ahead; matrices of one shape are turned together."""
 
     def __init__(self, matrices: Sequence[Tensor], weight_decay: float) -> None:
         self.matrices = list(matrices)

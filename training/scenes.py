@@ -34,7 +34,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """prompts, examples and pictures (B, 3, H, W) in 0 to 1; mask is the object's alpha, (B, 1, H, W)."""
+    """Pictures are (B, 3, H, W) in 0 to 1; mask is the object's alpha, (B, 1, H, W)."""
 
     prompts: list[str]
     examples: list[Example]
@@ -56,7 +56,10 @@ class Mix:
 class Scenes:
     """A stream of samples; the same seed gives the same stream on the same device type."""
 
-    def __init__(self, bank: Bank, mix: Mix, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, bank: Bank, mix: Mix, seed: int, device: str = "cpu", held_out: bool = False
+    ) -> None:
+        """held_out: show only objects and photographs that training never shows."""
         self.mix = mix
         self.device = device
         self.random = random.Random(seed)
@@ -65,7 +68,8 @@ class Scenes:
         self.pictures = bank.pictures.to(device)
         self.half = nn.avg_pool2d(bank.pictures.float(), 2).round().byte().to(device)
         self.known, self.seen = bank.known(), bank.seen()
-        rows = bank.photo_rows(held_out=False)
+        self.sources = bank.held_out() if held_out else []
+        rows = bank.photo_rows(held_out)
         levels = [bank.photos[rows].float() / 255]
         for _ in range(PHOTO_LEVELS - 1):
             levels.append(nn.avg_pool2d(levels[-1], 2))
@@ -259,9 +263,7 @@ class Scenes:
         source = torch.cat([part.source for _, part in parts if part.source is not None])[back]
         target = torch.cat([part.target for _, part in parts])[back]
         masks = torch.cat([part.mask for _, part in parts if part.mask is not None])[back]
-        return Batch(
-            [prompts[i] for i in back], [examples[i] for i in back], target, source, masks
-        )
+        return Batch([prompts[i] for i in back], [examples[i] for i in back], target, source, masks)
 
     def effects(self, kinds: Sequence[str], size: Size, photos: bool | None) -> Batch:
         """Edits of the whole picture, on photographs, collages and plain scenes."""

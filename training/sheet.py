@@ -1,7 +1,7 @@
 """Contact sheets: what the model draws and edits, to look at."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from training.data import Bank
 from training.model import Model, pack, unpack
 from training.scenes import Mix, Scenes, Size
-from training.vae import encode, held_out_photos, load_vae
+from training.vae import encode, held_out_photos
 
 CANVAS: Final[Size] = (128, 128)
 PROMPTS: Final = (
@@ -37,9 +37,8 @@ def grid(rows: list[list[Tensor]], path: Path) -> None:
 
 
 @torch.no_grad()
-def draw(model: Model, bank: Bank, work: Path, path: Path) -> None:
+def draw(model: Model, bank: Bank, vae: Any, matrix: Tensor, path: Path) -> None:
     """Text pictures, scene edits (source, result, target) and edits of held-out photographs."""
-    vae, matrix = load_vae(work)
     device = next(model.parameters()).device
 
     def tokens(pictures: Tensor) -> Tensor:

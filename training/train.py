@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from training import config as configs
 from training.data import WORK, load
@@ -30,7 +30,7 @@ from training.model import Model, extend_tokenizer, new_words, pack
 from training.optimizer import Optimizer
 from training.scenes import Batch, Scenes, Size
 from training.sheet import draw
-from training.vae import encode
+from training.vae import encode, load_vae
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Trainer:
         if options.workers > 1:
             dist.barrier()
         self.model = Model(options.start, tokenizers).to(self.device)
-        vae = torch.load(options.work / "vae.pt", weights_only=True, map_location=self.device)
-        self.matrix: Tensor = vae["matrix"].to(self.device)
+        self.vae, matrix = load_vae(options.work, options.start)
+        self.matrix = matrix.to(self.device)
         named = list(self.model.named_parameters())
         self.parameters = [p for _, p in named]
         self.optimizer = Optimizer(named, self.config.weight_decay)
@@ -161,9 +161,7 @@ class Trainer:
         prompts = ["" if self.scenes.random.random() < drop else p for p in batch.prompts]
         batch = Batch(prompts, batch.examples, batch.target, batch.source)
         tokens = size[0] * size[1] // 256
-        noise = torch.randn(
-            len(prompts), tokens, 64, generator=self.noise, device=self.device
-        )
+        noise = torch.randn(len(prompts), tokens, 64, generator=self.noise, device=self.device)
         self.seen += len(prompts) * self.options.workers
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
             return self.loss(batch, size, self.levels(len(prompts)), noise)
@@ -172,10 +170,12 @@ class Trainer:
         """Average the gradients of all workers."""
         if self.options.workers == 1:
             return
-        flat = torch.cat([
-            (p.grad if p.grad is not None else torch.zeros_like(p)).flatten()
-            for p in self.parameters
-        ])
+        flat = torch.cat(
+            [
+                (p.grad if p.grad is not None else torch.zeros_like(p)).flatten()
+                for p in self.parameters
+            ]
+        )
         dist.all_reduce(flat)
         flat /= self.options.workers
         at = 0
@@ -194,7 +194,7 @@ class Trainer:
         errors = []
         for group in self.config.groups:
             error = self.group_loss(group)
-            (error * group.weight).backward()
+            torch.autograd.backward(error * group.weight)
             errors.append(error.item())
         self.share_gradients()
         for p in self.parameters:
@@ -236,7 +236,8 @@ class Trainer:
         log.info("CHECK step %d seen %d %s", self.step, self.seen, marks)
         sheets = self.options.work / "sheets"
         sheets.mkdir(exist_ok=True)
-        draw(self.model, self.bank, self.options.work, sheets / f"{self.step:06d}.png")
+        self.vae, matrix = load_vae(self.options.work, self.options.start)
+        draw(self.model, self.bank, self.vae, matrix.cpu(), sheets / f"{self.step:06d}.png")
         self.model.train()
         self.swap()
 
@@ -265,15 +266,19 @@ class Trainer:
             if stop:
                 break
             errors = self.update(done)
-            smooth = [
-                0.97 * a + 0.03 * b for a, b in zip(smooth or errors, errors, strict=True)
-            ]
+            smooth = [0.97 * a + 0.03 * b for a, b in zip(smooth or errors, errors, strict=True)]
             now = time.monotonic()
             if self.rank == 0 and self.step % 25 == 0:
                 speed = (self.seen - first) / (now - begin)
                 told = " ".join(f"{e:.4f}" for e in smooth)
-                log.info("%d %.0f %% %s rate %.1e %.1f/s", self.step, 100 * done, told,
-                         self.rate(done), speed)
+                log.info(
+                    "%d %.0f %% %s rate %.1e %.1f/s",
+                    self.step,
+                    100 * done,
+                    told,
+                    self.rate(done),
+                    speed,
+                )
             if self.rank == 0 and now - saved > SAVE_EVERY_S:
                 saved = now
                 self.save()
@@ -315,7 +320,7 @@ def main() -> None:
     if options.workers == 1:
         worker(0, options)
     else:
-        mp.spawn(worker, (options,), options.workers)
+        spawn(worker, (options,), options.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The encoder is the best 16 numbers for each 8 x 8 block (principal components). As a matrix product
 it costs nothing in training, so no latents are cached and every augmentation is free.
 
-    python -m training.vae --minutes 40 [--resume] [--start FOLDER]
+    python -m training.vae --minutes 40 [--resume] [--start FOLDER [--refit]]
 """
 
 import argparse
@@ -56,20 +56,21 @@ def new_vae() -> Any:
 
 def blocks(x: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, H/8, W/8, 192): channel, row, column of each 8 x 8 block."""
-    cut = x.unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK)
+    cut: Tensor = x.unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK)
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
 def encode(x: Tensor, matrix: Tensor) -> Tensor:
-    """Pictures in -1 to 1 -> latents (B, 16, H/8, W/8), the very numbers the AutoencoderKL gives."""
-    return (blocks(x) @ matrix).permute(0, 3, 1, 2)
+    """Pictures in -1 to 1 -> latents (B, 16, H/8, W/8), the numbers the AutoencoderKL gives."""
+    latents: Tensor = (blocks(x) @ matrix).permute(0, 3, 1, 2)
+    return latents
 
 
 def decode_linear(z: Tensor, matrix: Tensor) -> Tensor:
     """The best linear picture of latents; what the trained decoder has to beat."""
     flat = z.permute(0, 2, 3, 1) @ torch.linalg.pinv(matrix)
     batch, height, width, _ = flat.shape
-    parts = flat.view(batch, height, width, 3, BLOCK, BLOCK).permute(0, 3, 1, 4, 2, 5)
+    parts: Tensor = flat.view(batch, height, width, 3, BLOCK, BLOCK).permute(0, 3, 1, 4, 2, 5)
     return parts.reshape(batch, 3, height * BLOCK, width * BLOCK)
 
 
@@ -77,7 +78,9 @@ def decode_linear(z: Tensor, matrix: Tensor) -> Tensor:
 def read_matrix(vae: Any) -> Tensor:
     """The (192, 16) matrix of a linear encoder, read off by encoding each single pixel."""
     pixels = torch.eye(3 * BLOCK * BLOCK).view(-1, 3, BLOCK, BLOCK)
-    return torch.cat([vae.encode(part).latent_dist.mode().flatten(1) for part in pixels.split(32)])
+    return torch.cat(
+        [vae.encode(part).latent_dist.mode().flatten(1) for part in torch.split(pixels, 32)]
+    )
 
 
 def fit_matrix(pictures: Tensor, old: Tensor | None) -> Tensor:
@@ -88,10 +91,11 @@ def fit_matrix(pictures: Tensor, old: Tensor | None) -> Tensor:
     if old is None:
         scale = values.flip(0)[:LATENTS].sqrt().rsqrt()
         power = (values.flip(0)[:LATENTS] * scale**2).mean().sqrt()
-        return basis * scale / power
+        whitened: Tensor = basis * scale / power
+        return whitened
     gain = old.norm(dim=0)
     left, _, right = torch.linalg.svd(basis.T @ (old / gain))
-    turned = basis @ left @ right
+    turned: Tensor = basis @ left @ right
     agree = (turned * old / gain).sum(0)
     spread = (rows @ turned).std(0)
     rule = (gain * spread.sqrt())[agree > 0.9].median() * spread.rsqrt()
@@ -104,7 +108,7 @@ def factor(matrix: Tensor) -> list[Tensor]:
 
     The first keeps everything; the second keeps the 32 directions the third looks at most.
     """
-    first = torch.eye(12).view(12, 3, 2, 2)
+    first: Tensor = torch.eye(12).view(12, 3, 2, 2)
     # Pixel (y, x) of a block = bits y = 4a + 2b + c: a outermost reduction, c innermost.
     cube = matrix.view(3, 2, 2, 2, 2, 2, 2, LATENTS)  # colour, ya, yb, yc, xa, xb, xc, latent
     quarter = cube.permute(0, 3, 6, 2, 5, 1, 4, 7).reshape(48, 4 * LATENTS)
@@ -177,7 +181,8 @@ def install_output(encoder: Any) -> None:
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Per picture, for values in -1 to 1."""
-    return -10 * torch.log10(((a.clamp(-1, 1) - b) / 2).pow(2).flatten(1).mean(1))
+    marks: Tensor = -10 * torch.log10(((a.clamp(-1, 1) - b) / 2).pow(2).flatten(1).mean(1))
+    return marks
 
 
 def held_out_photos(bank: Bank, side: int) -> Tensor:
@@ -208,7 +213,9 @@ def loss(got: Tensor, want: Tensor) -> Tensor:
 class Trainer:
     """Trains the decoder; its state lies in one file."""
 
-    def __init__(self, work: Path, start: Path | None, resume: bool, device: str) -> None:
+    def __init__(
+        self, work: Path, start: Path | None, resume: bool, refit: bool, device: str
+    ) -> None:
         self.path, self.device = work / "vae.pt", device
         bank = load(work)
         self.scenes = Scenes(bank, MIX, seed=5, device=device)
@@ -224,8 +231,11 @@ class Trainer:
                 shipped: Any = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
                 old = read_matrix(shipped)
                 self.vae.decoder.load_state_dict(shipped.decoder.state_dict())
-            sample = torch.cat([self.scenes.images(32, CANVAS) for _ in range(12)])
-            self.matrix = fit_matrix(sample.cpu() * 2 - 1, old)
+            if old is None or refit:
+                sample = torch.cat([self.scenes.images(32, CANVAS) for _ in range(12)])
+                self.matrix = fit_matrix(sample.cpu() * 2 - 1, old)
+            else:
+                self.matrix = old
         install_encoder(self.vae, self.matrix)
         checks = Scenes(bank, MIX, seed=77).images(48, CANVAS) * 2 - 1
         self.checks = {"photos": held_out_photos(bank, 128), "scenes": checks}
@@ -272,7 +282,7 @@ class Trainer:
             got = self.decoder(z.contiguous(memory_format=torch.channels_last))
             error = loss(got, x)
             self.optimizer.zero_grad()
-            error.backward()
+            torch.autograd.backward(error)
             torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
@@ -282,8 +292,8 @@ class Trainer:
                     self.average[name].lerp_(value, 1 - keep)
             if time.monotonic() - told > 120:
                 told = time.monotonic()
-                self.report(float(error), done)
-        self.report(float(error), 1.0)
+                self.report(error.item(), done)
+        self.report(error.item(), 1.0)
 
     def report(self, error: float, done: float) -> None:
         """Measure the averaged decoder on held-out pictures and save everything."""
@@ -302,8 +312,14 @@ class Trainer:
         self.path.with_suffix(".part").rename(self.path)
 
 
-def load_vae(work: Path) -> tuple[Any, Tensor]:
-    """The trained autoencoder (averaged decoder) and its encoder matrix."""
+def load_vae(work: Path, start: Path) -> tuple[Any, Tensor]:
+    """The autoencoder (averaged decoder) and its encoder matrix.
+
+    From vae.pt under `work` where one was trained, else from the checkpoint training began with.
+    """
+    if not (work / "vae.pt").exists():
+        shipped: Any = AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32)
+        return shipped.eval(), read_matrix(shipped)
     state = torch.load(work / "vae.pt", weights_only=True, map_location="cpu")
     vae = new_vae()
     install_encoder(vae, state["matrix"])
@@ -317,6 +333,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="vae folder of a checkpoint to begin from")
+    parser.add_argument(
+        "--refit", action="store_true", help="fit the encoder anew, turned towards the start's"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64)
@@ -326,7 +345,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(options.work, options.start, options.resume, device)
+    trainer = Trainer(options.work, options.start, options.resume, options.refit, device)
     trainer.train(options.minutes, options.batch, options.crop, options.rate)
 
 

@@ -23,7 +23,7 @@ COLORS: Final[dict[str, RGB]] = {
 COLOR_NAMES: Final = tuple(COLORS)
 
 PLURALS: Final = frozenset(
-    "grapes cherries fries glasses jeans books scissors".split() + ["french fries"]
+    ["grapes", "cherries", "fries", "french fries", "glasses", "jeans", "books", "scissors"]
 )
 
 PREFIXES: Final = ("", "", "", "", "a picture of ", "an emoji of ", "draw ", "a drawing of ")
