@@ -19,7 +19,7 @@ IS_PENDING = text("state = 'pending'")
 DUE = (
     select(D.id)
     .where(IS_PENDING, D.next_at <= bindparam("at"))
-    .order_by(D.next_at, D.id)
+    .order_by(D.next_at)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )

@@ -25,12 +25,12 @@ def ddl() -> Iterator[str]:
 
 
 def revision_of(connection: sqlite3.Connection) -> str | None:
-    """The revision of a database; None when it is empty."""
+    """The revision of a database; None when it is empty, "" before the first migration."""
     found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")
     if found.fetchone() is None:
         return None
     row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
+    return "" if row is None else str(row[0])
 
 
 def bring_up_to_date(connection: sqlite3.Connection, path: Path | None) -> None:

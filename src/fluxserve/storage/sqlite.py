@@ -47,7 +47,7 @@ class SqliteDatabase:
     def __init__(self, path: Path | None, *, batch_max: int = BATCH_MAX) -> None:
         self._path = path
         self._batch_max = batch_max
-        self._lock = DirectoryLock(path.with_suffix(".lock")) if path else None
+        self._lock: DirectoryLock | None = None
         self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,20 +64,11 @@ class SqliteDatabase:
 
     async def stop(self) -> None:
         """Finish what waits, then close."""
-        if self._thread:
+        thread, self._thread = self._thread, None
+        if thread:
             self._waiting.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
-        if self._scanner:
-            self._scanner.shutdown()
-            self._scanner = None
-        # The writer last: closing it folds the log into the file, which readers would forbid.
-        for connection in (self._reading, self._scanning, self._writing):
-            if connection:
-                connection.close()
-        self._reading = self._scanning = self._writing = None
-        if self._lock:
-            self._lock.release()
+            await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(self._close)
 
     async def run(self, transition: Transition[T]) -> T:
         if self._thread is None or self._loop is None:
@@ -100,11 +91,10 @@ class SqliteDatabase:
     # --- opening ---------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        if self._lock is None:
+        if self._path is None:
             self._writing = _connect(":memory:", WRITER_PRAGMAS)
             bring_up_to_date(self._writing, None)
             return
-        assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -112,24 +102,40 @@ class SqliteDatabase:
                 f"cannot create {self._path.parent} ({error.strerror}): "
                 "choose another directory with --data-dir"
             ) from error
-        self._lock.acquire()
         try:
-            self._writing = _connect(str(self._path), WRITER_PRAGMAS)
-            bring_up_to_date(self._writing, self._path)
-            read_only = f"{self._path.as_uri()}?mode=ro"
-            self._reading = _connect(read_only, READER_PRAGMAS)
-            self._scanning = _connect(read_only, READER_PRAGMAS)
-            flush(self._path.parent)
+            self._open_file(self._path)
         except (sqlite3.Error, OSError) as error:
-            self._lock.release()
+            self._close()
             raise StartupError(
                 f"{self._path} cannot be opened ({error}): "
                 "restore it from a backup, or choose another directory with --data-dir"
             ) from error
-        except BaseException:
-            self._lock.release()
+        except StartupError:
+            self._close()
             raise
+
+    def _open_file(self, path: Path) -> None:
+        self._lock = DirectoryLock(path.with_suffix(".lock"))
+        self._lock.acquire()
+        self._writing = _connect(str(path), WRITER_PRAGMAS)
+        bring_up_to_date(self._writing, path)
+        read_only = f"{path.as_uri()}?mode=ro"
+        self._reading = _connect(read_only, READER_PRAGMAS)
+        self._scanning = _connect(read_only, READER_PRAGMAS)
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
+        flush(path.parent)
+
+    def _close(self) -> None:
+        if self._scanner:
+            self._scanner.shutdown()
+        # The writer last: closing it folds the log into the file, which readers would forbid.
+        for connection in (self._reading, self._scanning, self._writing):
+            if connection:
+                connection.close()
+        if self._lock:
+            self._lock.release()
+        self._scanner = self._lock = None
+        self._reading = self._scanning = self._writing = None
 
     # --- the writer thread -----------------------------------------------------------------------
 

@@ -1,0 +1,97 @@
+"""When the disk lets SQLite down, everybody in the group hears of it and nothing is half done."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import insert
+
+from fluxserve.core.errors import Conflict, Unavailable
+from fluxserve.storage import tables
+from fluxserve.storage.database import Statement, Transition
+from fluxserve.storage.groupcommit import Answer, Waiting, commit, resolve
+from fluxserve.storage.schema import ddl
+
+INSERT = Statement(insert(tables.meta))
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    opened = sqlite3.connect(":memory:", isolation_level=None)
+    for statement in ddl():
+        opened.execute(statement)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def write(name: str, value: str = "", then: Exception | None = None) -> Transition[str]:
+    yield INSERT({"name": name, "value": value})
+    if then:
+        raise then
+    return name
+
+
+def group(loop: asyncio.AbstractEventLoop, *work: Transition[str]) -> list[Waiting]:
+    return [Waiting(one, loop.create_future()) for one in work]
+
+
+def names(connection: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT name FROM meta ORDER BY name")]
+
+
+def kinds(answers: list[Answer]) -> list[type | None]:
+    return [type(one.error) if one.error else None for one in answers]
+
+
+async def test_a_full_disk_fails_the_group_whole(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    work = group(loop, write("a"), write("big", "x" * 100_000), write("b"))
+    answers = list(commit(connection, work))
+    assert set(kinds(answers)) == {Unavailable}
+    assert not connection.in_transaction
+    assert names(connection) == []
+    assert kinds(list(commit(connection, group(loop, write("a"))))) == [None]
+
+
+async def test_a_commit_that_fails_fails_the_group_whole(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("CREATE TABLE parent (id PRIMARY KEY)")
+    connection.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+    connection.execute(
+        "CREATE TRIGGER broken AFTER INSERT ON meta BEGIN INSERT INTO child VALUES (1); END"
+    )
+    assert kinds(list(commit(connection, group(loop, write("a"), write("b"))))) == [
+        Unavailable,
+        Unavailable,
+    ]
+    assert names(connection) == []
+
+
+async def test_several_late_failures_leave_the_good_ones(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    no = Conflict("no")
+    work = group(loop, write("a"), write("x", then=no), write("b"), write("y", then=no), write("c"))
+    answers = list(commit(connection, work))
+    assert kinds(answers) == [None, Conflict, None, Conflict, None]
+    assert names(connection) == ["a", "b", "c"]
+
+
+async def test_a_waiter_that_left_is_not_woken(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    work = group(loop, write("a"), write("b"))
+    work[0].future.cancel()
+    resolve(commit(connection, work))
+    assert await work[1].future == "b"
