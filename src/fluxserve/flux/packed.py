@@ -211,7 +211,7 @@ def _project(layer: nn.Module, name: str, x: Tensor, plan: Plan, layout: str) ->
     for patch in plan.patches:
         for delta in patch.adapter.get(name, ()):
             start, end = getattr(patch, layout)
-            y[start:end] += (x[start:end] @ delta.down) @ delta.up
+            delta.add_to(y[start:end], x[start:end])
     return y
 
 

@@ -17,10 +17,17 @@ ROTARY_BASE = 10_000.0
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A delta to a linear layer: y += (x @ down) @ up, the scale already inside `up`."""
+    """A delta to outputs of a linear layer: y[:, start:end] += scale * (x @ down) @ up."""
 
     down: Tensor  # (n_in, rank)
-    up: Tensor  # (rank, n_out)
+    up: Tensor  # (rank, end - start)
+    scale: float = 1.0
+    start: int = 0
+    end: int | None = None  # None: to the last output
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """Add what the delta makes of `x` (N, n_in) to `y` (N, n_out), in place."""
+        y[:, self.start : self.end].addmm_(x @ self.down, self.up, alpha=self.scale)
 
 
 Adapter = Mapping[str, Sequence[LowRank]]  # by the name of a linear of FluxTransformer
@@ -63,7 +70,7 @@ def prepare(
         text=model.text_in(text.to(device, dtype)),
         reference=embedded,
         rotation=rotation(positions.to(device), model.spec.axes_dims_rope),
-        modulation=modulations(model, sigmas, guidance, pooled),
+        modulation=modulations(model, sigmas, guidance, pooled, adapters),
         adapters=adapters,
     )
 
@@ -79,7 +86,11 @@ def rotation(positions: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def modulations(
-    model: FluxTransformer, sigmas: Tensor, guidance: float | None, pooled: Tensor
+    model: FluxTransformer,
+    sigmas: Tensor,
+    guidance: float | None,
+    pooled: Tensor,
+    adapters: Sequence[Adapter] = (),
 ) -> Sequence[Mapping[str, Tensor]]:
     """For each noise level the shifts, scales and gates of all blocks. `pooled` is (P,).
 
@@ -102,9 +113,21 @@ def modulations(
         hidden = model.time(_sinusoids(some).to(dtype))
         hidden = hidden if guided is None else hidden + guided
         active = functional.silu(hidden + pooled_part)
-        parts = {name: _parts(layer(active), width, scales) for name, layer, scales in layers}
+        parts = {
+            name: _parts(_adapted(layer, name, active, adapters), width, scales)
+            for name, layer, scales in layers
+        }
         steps += [{name: x[at] for name, x in parts.items()} for at in range(len(some))]
     return steps
+
+
+def _adapted(layer: nn.Module, name: str, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
+    """The linear that modulates block `name` and, where they know it, the adapters."""
+    y: Tensor = layer(x)
+    for adapter in adapters:
+        for delta in adapter.get(f"{name}.modulation", ()):
+            delta.add_to(y, x)
+    return y
 
 
 def _sinusoids(levels: Tensor) -> Tensor:

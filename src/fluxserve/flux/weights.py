@@ -14,6 +14,7 @@ from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.encoders import ClipText, T5Encoder, clip_names, t5_names
 from fluxserve.flux.folder import WeightsError, inspect, weight_files
 from fluxserve.flux.modules import FluxTransformer, Placement, placements
+from fluxserve.flux.singlefile import diffusers_names
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.text import TextEncoder, load_tokenizer
 
@@ -59,7 +60,7 @@ def choose_device(said: str = "auto") -> torch.device:
 
 def choose_dtype(said: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on a CPU, where shorter types are emulated."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if said == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if said not in known:
@@ -112,7 +113,7 @@ def _fill(module: nn.Module, folder: Path, place: Callable[[str], Placement | No
     parameters = dict(module.named_parameters())
     rows_left = {name: parameter.shape[0] for name, parameter in parameters.items()}
     with torch.no_grad():
-        for name, tensor in _tensors(folder):
+        for name, tensor in diffusers_names(_tensors(folder)):
             found = place(name)
             if found is None or found.parameter not in parameters:
                 raise WeightsError(f"{folder.name}: unknown tensor {name}: another architecture")
