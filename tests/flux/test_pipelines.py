@@ -43,16 +43,16 @@ def photo(side: int) -> Tensor:
 def begin(model: Model, wish: Wish) -> Sample:
     side = model.spec.native_size or 64
     pixels = from_pixels(photo(side))
-    return sample.begin(
+    condition = sample.condition(
         model,
         prompt=wish.prompt,
         width=side,
         height=side,
         num_steps=wish.steps,
         guidance=wish.guidance,
-        seed=wish.seed,
         references=[model.autoencoder.encode(pixels)] if wish.edit else [],
     )
+    return sample.begin(model, condition, wish.seed)
 
 
 def run(model: Model, wishes: Sequence[Wish]) -> list[Tensor]:

@@ -129,7 +129,7 @@ def test_a_device_that_is_not_there_is_refused(said: str) -> None:
 
 
 def test_an_unknown_number_type_is_refused() -> None:
-    with pytest.raises(WeightsError, match="dtype: auto, float32, bfloat16, not 'int4'"):
+    with pytest.raises(WeightsError, match="dtype: auto, float32, bfloat16, float16, not 'int4'"):
         weights.choose_dtype("int4", torch.device("cpu"))
 
 

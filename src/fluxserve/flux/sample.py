@@ -27,33 +27,44 @@ class NotANumber(Exception):
         self.samples = tuple(samples)
 
 
-@dataclass(slots=True, eq=False)
-class Sample:
-    """One picture: what it is made from, and how far it is. A step replaces `latents` whole."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Repaint:
+    """A picture of which only a part is made anew, or that the denoising starts from."""
 
-    latents: Tensor  # (height * width, in_channels), in the dtype of the model
+    latents: Tensor  # (height * width, in_channels) of the picture that is there
+    mask: Tensor | None  # likewise, 1 where it is repainted, 0 where it is kept; None: no mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """What the pictures of one request are made from."""
+
     height: int  # tokens
     width: int  # tokens
     sigmas: Tensor  # (num_steps + 1,) float32, on the CPU
     prompted: Prepared
     unprompted: Prepared | None  # the second row of true classifier-free guidance
     guidance: float
+    repaint: Repaint | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One picture: what it is made from, and how far it is. A step replaces `latents` whole."""
+
+    condition: Condition
+    noise: Tensor  # (height * width, in_channels), in the dtype of the model
+    latents: Tensor  # likewise
     step: int = 0  # how many are done
     velocity: Tensor | None = None  # of the last step, for previews
 
     @property
     def num_steps(self) -> int:
-        return len(self.sigmas) - 1
+        return len(self.condition.sigmas) - 1
 
     @property
     def is_done(self) -> bool:
         return self.step >= self.num_steps
-
-    @property
-    def tokens(self) -> int:
-        """Rows it adds to a forward pass."""
-        rows = 1 if self.unprompted is None else 2
-        return rows * self.prompted.rotation.shape[0]
 
 
 def noise(model: Model, height: int, width: int, seed: int) -> Tensor:
@@ -69,25 +80,28 @@ def noise(model: Model, height: int, width: int, seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def begin(
+def condition(
     model: Model,
     *,
     prompt: str,
+    negative_prompt: str = "",
     width: int,
     height: int,
     num_steps: int,
     guidance: float,
-    seed: int,
     references: Sequence[Tensor] = (),
     adapters: Sequence[Adapter] = (),
-) -> Sample:
-    """Prepare a picture of width x height px, multiples of `pixels_per_token`.
+    repaint: Repaint | None = None,
+    first_step: int = 0,
+) -> Condition:
+    """Prepare pictures of width x height px, multiples of `pixels_per_token`.
 
-    `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W.
+    `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W. With
+    `first_step` the denoising starts there, from the picture of `repaint` instead of pure noise.
     """
     spec = model.spec
     rows, columns = height // spec.pixels_per_token, width // spec.pixels_per_token
-    sigmas = schedule.sigmas(num_steps, rows * columns, spec.schedule)
+    sigmas = schedule.sigmas(num_steps, rows * columns, spec.schedule)[first_step:]
     sizes = [(latents.shape[1] // 2, latents.shape[2] // 2) for latents in references]
     packed_references = torch.cat([packing.pack(x) for x in references]) if references else None
 
@@ -110,15 +124,25 @@ def begin(
         )
 
     away = spec.guidance is Guidance.TRUE_CFG and guidance > 1.0
-    return Sample(
-        latents=noise(model, rows, columns, seed),
+    return Condition(
         height=rows,
         width=columns,
         sigmas=sigmas,
         prompted=row(prompt),
-        unprompted=row("") if away else None,
+        unprompted=row(negative_prompt) if away else None,
         guidance=guidance,
+        repaint=repaint,
     )
+
+
+@torch.inference_mode()
+def begin(model: Model, condition: Condition, seed: int) -> Sample:
+    """A picture before its first step."""
+    drawn = noise(model, condition.height, condition.width, seed)
+    latents, first = drawn, condition.sigmas[0]
+    if condition.repaint is not None and first < 1.0:
+        latents = schedule.noised(condition.repaint.latents, drawn, first)
+    return Sample(condition=condition, noise=drawn, latents=latents)
 
 
 @torch.inference_mode()
@@ -132,27 +156,35 @@ def advance(model: Model, samples: Sequence[Sample]) -> None:
     finite = torch.stack([velocity.isfinite().all() for velocity in velocities]).tolist()
     if not all(finite):
         raise NotANumber([at for at, good in enumerate(finite) if not good])
-    moved = [
-        schedule.euler(s.latents, v, s.sigmas[s.step], s.sigmas[s.step + 1])
-        for s, v in zip(samples, velocities, strict=True)
-    ]
+    moved = [_moved(s, v) for s, v in zip(samples, velocities, strict=True)]
     for sample, latents, velocity in zip(samples, moved, velocities, strict=True):
         sample.latents, sample.velocity = latents, velocity
         sample.step += 1
 
 
+def _moved(sample: Sample, velocity: Tensor) -> Tensor:
+    """The latents one level down; outside of a mask, the picture that is there."""
+    sigma, following = sample.condition.sigmas[sample.step : sample.step + 2]
+    latents = schedule.euler(sample.latents, velocity, sigma, following)
+    repaint = sample.condition.repaint
+    if repaint is None or repaint.mask is None:
+        return latents
+    there = schedule.noised(repaint.latents, sample.noise, following)
+    return there + repaint.mask * (latents - there)
+
+
 def _velocities(model: Model, samples: Sequence[Sample]) -> list[Tensor]:
     rows = []
     for sample in samples:
-        both = (sample.prompted, sample.unprompted)
+        both = (sample.condition.prompted, sample.condition.unprompted)
         rows += [packed.Row(row, sample.latents, sample.step) for row in both if row is not None]
     found = iter(packed.forward(model.transformer, rows))
     velocities = []
     for sample in samples:
         velocity = next(found)
-        if sample.unprompted is not None:
+        if sample.condition.unprompted is not None:
             without = next(found)
-            velocity = without + sample.guidance * (velocity - without)
+            velocity = without + sample.condition.guidance * (velocity - without)
         velocities.append(velocity)
     return velocities
 
@@ -162,12 +194,13 @@ def glimpse(model: Model, sample: Sample) -> Tensor | None:
     if model.spec.preview is None or sample.velocity is None:
         return None
     # Latents have moved on along the velocity, so the same line still leads to the clean picture.
-    clean = schedule.clean(sample.latents, sample.velocity, sample.sigmas[sample.step])
-    return preview(packing.unpack(clean, sample.height, sample.width), model.spec.preview)
+    condition = sample.condition
+    clean = schedule.clean(sample.latents, sample.velocity, condition.sigmas[sample.step])
+    return preview(packing.unpack(clean, condition.height, condition.width), model.spec.preview)
 
 
 @torch.inference_mode()
 def finish(model: Model, sample: Sample) -> Tensor:
     """(H, W, 3) uint8 on the CPU."""
-    latents = packing.unpack(sample.latents, sample.height, sample.width)
+    latents = packing.unpack(sample.latents, sample.condition.height, sample.condition.width)
     return to_pixels(model.autoencoder.decode(latents))

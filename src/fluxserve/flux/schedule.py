@@ -39,3 +39,8 @@ def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) 
 def clean(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The picture the model has in mind at this noise level, in float32: x - sigma * v."""
     return latents.float() - sigma * velocity.float()
+
+
+def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """A clean picture at noise level `sigma`, in the dtype of `noise`."""
+    return (sigma * noise + (1.0 - sigma) * latents).to(noise.dtype)

@@ -1,0 +1,214 @@
+"""The engine process, one a device: `python -m fluxserve.engines.local.child`.
+
+The server starts it; it speaks over the socket it inherits and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Protocol
+
+from fluxserve.core.ports import EncodedImage
+from fluxserve.engines.local.cores import physical_cores
+from fluxserve.engines.local.cost import CostModel
+from fluxserve.engines.local.run import DeviceLost
+from fluxserve.engines.local.turns import Turns
+from fluxserve.engines.local.wire import (
+    Beat,
+    Broken,
+    Cancel,
+    Down,
+    Order,
+    Ready,
+    Refused,
+    Up,
+    pack,
+    receive_blocking,
+)
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+# OpenMP threads that wait burn their core; after so many rounds (some 50 us) they sleep instead.
+OPENMP_SPINS = "20000"
+EXIT_REFUSED, EXIT_LOST = 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """How the process was started."""
+
+    fd: int
+    model: Path
+    device: str
+    dtype: str
+    threads: int
+    spool: Path
+    rows_max: int
+    preview_steps: int
+
+
+class Voice:
+    """Everything that is said to the server; safe between threads."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = Lock()
+
+    def __call__(self, message: Up, blobs: Sequence[bytes] = ()) -> None:
+        frame = pack(message, blobs)
+        try:
+            with self._lock:
+                self._socket.sendall(frame)
+        except OSError:
+            os._exit(0)  # the server is gone, nobody waits for us
+
+
+class Spool:
+    """Where finished pictures are put for the server to take. A key is the name of a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, job_id: str, index: int, image: EncodedImage) -> str:
+        """Store whole or not at all; the same job and index give the same key."""
+        name = f"{hashlib.sha256(job_id.encode()).hexdigest()[:32]}-{index}"
+        draft = self._folder / f"{name}.{os.getpid()}.part"
+        draft.write_bytes(image.data)
+        draft.replace(self._folder / name)
+        return name
+
+
+def main(arguments: Sequence[str]) -> int:
+    said = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when we end
+    os.putenv("GOMP_SPINCOUNT", OPENMP_SPINS)  # read when torch is loaded
+    with socket.socket(fileno=said.fd) as connection:
+        return _serve(said, connection)
+
+
+def _parse(arguments: Sequence[str]) -> Arguments:
+    parser = argparse.ArgumentParser(prog="fluxserve engine")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--spool", type=Path, required=True)
+    parser.add_argument("--rows-max", type=int, default=0)
+    parser.add_argument("--preview-steps", type=int, default=0)
+    return Arguments(**vars(parser.parse_args(arguments)))
+
+
+def _serve(said: Arguments, connection: socket.socket) -> int:
+    began = time.monotonic()
+    voice = Voice(connection)
+    costs: dict[str, CostModel] = {}
+    turns: list[Turns] = []
+    Thread(target=_beat, args=(voice, turns, costs), name="beat", daemon=True).start()
+    # Torch takes two seconds to import: the server hears from us before that.
+    import torch
+
+    from fluxserve.engines.local.lanes import Lane, stream_of
+    from fluxserve.engines.local.loop import Loop
+    from fluxserve.engines.local.pipelines import Pipeline
+    from fluxserve.engines.local.policy import Policy
+    from fluxserve.engines.local.runner import Runner, expected_cost
+    from fluxserve.engines.local.scheduler import Scheduler
+    from fluxserve.flux import weights
+    from fluxserve.flux.folder import WeightsError
+
+    try:
+        torch.set_num_threads(said.threads or physical_cores())
+        model = weights.load(said.model, device=said.device, dtype=said.dtype)
+    except (WeightsError, OSError, RuntimeError) as error:
+        voice(Refused(message=str(error)))
+        return EXIT_REFUSED
+    is_shared = model.device.type == "cuda"
+    turns.append(Turns(shared=is_shared))
+    runner = Runner(Pipeline(model, turns[0]), turns[0])
+    costs[runner.batch_class] = CostModel(expected_cost(model.spec, model.device.type))
+    policy = Policy(rows_max=said.rows_max) if said.rows_max else Policy()
+    lanes = [Lane(name, model.device, torch.get_num_threads()) for name in ("encode", "decode")]
+    loop = Loop(
+        worker=runner,
+        scheduler=Scheduler(costs, policy),
+        encoding=lanes[0],
+        decoding=lanes[1],
+        send=voice,
+        keep=Spool(said.spool).keep,
+        clock=time.monotonic,
+        preview_steps=said.preview_steps,
+    )
+    for lane in lanes:
+        lane.start()
+    Thread(target=_listen, args=(connection, loop), name="listen", daemon=True).start()
+    facts = runner.facts()
+    voice(
+        Ready(
+            name=model.spec.name,
+            device=str(facts["device"]),
+            dtype=str(facts["dtype"]),
+            load_s=round(time.monotonic() - began, 3),
+        )
+    )
+    if is_shared:
+        torch.cuda.set_stream(stream_of(model.device, priority=-1))
+    try:
+        loop.run()
+    except DeviceLost:
+        log.exception("the device is lost; the process ends and is replaced")
+        os._exit(EXIT_LOST)
+    return 0
+
+
+class _Listener(Protocol):
+    """What the reading thread needs of the loop."""
+
+    def submit(self, order: Order, files: Sequence[bytes]) -> None: ...
+    def cancel(self, job_id: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+def _listen(connection: socket.socket, loop: _Listener) -> None:
+    with connection.makefile("rb") as file:
+        while True:
+            try:
+                message, blobs = receive_blocking(file)
+            except Broken:
+                os._exit(0)  # the server is gone: nothing here is worth finishing
+            _obey(loop, message, blobs)
+
+
+def _obey(loop: _Listener, message: Down | Up, blobs: Sequence[bytes]) -> None:
+    match message:
+        case Order():
+            loop.submit(message, blobs)
+        case Cancel(id=job_id):
+            loop.cancel(job_id)
+        case _:
+            log.error("the server said %s, which is not for an engine", type(message).__name__)
+
+
+def _beat(voice: Voice, turns: Sequence[Turns], costs: dict[str, CostModel]) -> None:
+    while True:
+        busy = turns[0].busy_s if turns else 0.0
+        cost = next(iter(costs.values())).coefficients if costs else (0.0, 0.0, 0.0, 0.0)
+        voice(Beat(busy_s=round(busy, 3), cost=(cost[0], cost[1], cost[2], cost[3])))
+        time.sleep(BEAT_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,322 @@
+"""The local engine as the server sees it: async outside, one process a device inside. No torch.
+
+    run(job) ── Order ──> engine process ── Moved, Glimpse, Made .. Ended ──> updates
+
+A process that dies takes no job with it: each is run again with the same seed, and only the outputs
+that were not there yet. A job that was in hand when it died runs next time without company; if the
+process dies again, that job is the cause and fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, Self
+
+from fluxserve.core.errors import EngineError, ErrorCode, OutOfMemory
+from fluxserve.core.ports import (
+    EncodedImage,
+    EngineUpdate,
+    Job,
+    Log,
+    Output,
+    Preview,
+    Progress,
+    Report,
+)
+from fluxserve.core.request import ImageRequest, Margins, Task
+from fluxserve.engines.local.cost import CostModel
+from fluxserve.engines.local.plan import plan
+from fluxserve.engines.local.process import EngineProcess, Inbox, Lost, Setup
+from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order
+from fluxserve.flux.folder import embedded_folder, inspect
+from fluxserve.flux.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+DEATHS_MAX = 2  # of the process with a job in hand, before the job counts as the cause
+CAPACITY = 16
+AWAY_S = 0.1  # between tries while a process is between death and restart
+
+
+class EngineSettings(Protocol):
+    """What the settings say about the engine; every field has the name it has there."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def model_dir(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def batch_tokens_max(self) -> int: ...
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def stuck_s(self) -> float: ...
+    @property
+    def preview_steps(self) -> int: ...
+
+
+class LocalEngine:
+    """One model on one or several devices of this machine."""
+
+    def __init__(self, name: str, setups: Sequence[Setup], *, capacity: int = CAPACITY) -> None:
+        """WeightsError when the model folder cannot be used."""
+        self.name = name
+        self.capacity = capacity * len(setups)
+        self._spec: ModelSpec = inspect(setups[0].model)
+        self._spool = setups[0].spool
+        self._processes = [EngineProcess(setup) for setup in setups]
+        self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
+
+    @classmethod
+    def of(cls, name: str, settings: EngineSettings, data_dir: Path) -> Self:
+        """As the settings say; with no model folder, the small model of the package."""
+        model = Path(settings.model_dir) if settings.model_dir else embedded_folder()
+        if name == "embedded":
+            model = embedded_folder()
+        devices = [device.strip() for device in settings.device.split(",") if device.strip()]
+        setups = [
+            Setup(
+                model=model,
+                device=device,
+                dtype=settings.dtype,
+                threads=settings.threads,
+                rows_max=settings.batch_tokens_max,
+                preview_steps=settings.preview_steps,
+                spool=Path(data_dir) / "spool" / name,
+                stuck_s=settings.stuck_s,
+            )
+            for device in devices or ["auto"]
+        ]
+        return cls(name, setups, capacity=settings.concurrency)
+
+    async def start(self) -> None:
+        """Start the processes; `trouble` says until when they are loading."""
+        for process in self._processes:
+            await process.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(process.stop() for process in self._processes))
+
+    @property
+    def trouble(self) -> str | None:
+        if any(process.ready is not None for process in self._processes):
+            return None
+        refusals = [process.refusal for process in self._processes if process.refusal]
+        return refusals[0] if refusals else f"{self._spec.name} is being loaded"
+
+    @property
+    def processes(self) -> Sequence[EngineProcess]:
+        """The devices, for those who watch them."""
+        return self._processes
+
+    async def wait_ready(self) -> None:
+        """Until the first device can work; EngineError when none ever will."""
+        waits = [asyncio.create_task(process.wait_ready()) for process in self._processes]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        refusals = [process.refusal for process in self._processes]
+        if all(refusals):
+            raise EngineError(f"the engine cannot start: {refusals[0]}")
+
+    def estimate(self, request: ImageRequest) -> float | None:
+        """Seconds of device time for all outputs, alone; None before anything is known."""
+        cost = next((process.cost for process in self._processes if process.cost), None)
+        if cost is None:
+            return None
+        side = (request.width or 1024, request.height or 1024)
+        order = _order(request, job_id="", sizes=[side] * len(request.images))
+        try:
+            found = plan(self._spec, order)
+        except EngineError:
+            return None
+        model = CostModel(cost)
+        return request.num_outputs * sum(model.alone(shape) for shape in found.steps)
+
+    async def run(self, job: Job) -> AsyncGenerator[EngineUpdate, None]:
+        done: set[int] = set()
+        deaths = 0
+        while True:
+            try:
+                async with self._quarantine(deaths):
+                    updates = self._attempt(job, done, alone=deaths > 0)
+                    async with contextlib.aclosing(updates):
+                        async for update in updates:
+                            if isinstance(update, Output):
+                                done.add(update.index)
+                            yield update
+                return
+            except Lost:
+                deaths += 1
+                log.warning("%s: the engine process ended under it", job.prediction_id)
+                if deaths >= DEATHS_MAX:
+                    raise EngineError(
+                        f"the engine stopped {deaths} times while it worked on this request"
+                    ) from None
+                yield Log(text="The engine was restarted; the run begins again with the same seed")
+
+    @contextlib.asynccontextmanager
+    async def _quarantine(self, deaths: int) -> AsyncGenerator[None, None]:
+        """Jobs under suspicion go one after the other, so that the guilty one is found."""
+        if deaths == 0:
+            yield
+            return
+        async with self._suspects:
+            yield
+
+    async def _attempt(
+        self, job: Job, done: set[int], *, alone: bool
+    ) -> AsyncGenerator[EngineUpdate, None]:
+        """One run on one device; Lost when the process goes away."""
+        process, inbox, order = await self._submit(job, done, alone=alone)
+        assert process.ready is not None
+        served_by = f"{process.ready.name} on {process.ready.device} ({process.ready.dtype})"
+        has_ended = False
+        try:
+            while not has_ended:
+                news = await inbox.get()
+                if isinstance(news, Lost):
+                    has_ended = True
+                    raise news
+                message, blobs = news
+                if isinstance(message, Ended):
+                    has_ended = True
+                    yield _report(message, served_by)
+                else:
+                    yield await self._update(message, blobs)
+        finally:
+            if not has_ended:
+                await _cancel(process, inbox, order.id)
+            process.forget(order.id)
+
+    async def _submit(
+        self, job: Job, done: set[int], *, alone: bool
+    ) -> tuple[EngineProcess, Inbox, Order]:
+        """Hand the job to the ready device that has the fewest, waiting for one if need be."""
+        files = [image.data for image in job.images] + ([job.mask.data] if job.mask else [])
+        left = tuple(i for i in range(job.request.num_outputs) if i not in done)
+        order = _order_of(job, left, alone=alone)
+        while True:
+            await self.wait_ready()
+            ready = [process for process in self._processes if process.ready is not None]
+            for process in sorted(ready, key=lambda process: process.jobs):
+                with contextlib.suppress(Lost):
+                    return process, await process.submit(order, files), order
+            await asyncio.sleep(AWAY_S)
+
+    async def _update(
+        self, message: Moved | Glimpse | Made | Note, blobs: Sequence[bytes]
+    ) -> EngineUpdate:
+        match message:
+            case Moved(step=step, total=total, eta_s=eta_s, position=position):
+                return Progress(step=step, total=total, eta_s=eta_s, queue_position=position)
+            case Glimpse(mime=mime, width=width, height=height):
+                image = EncodedImage(data=blobs[0], mime=mime, width=width, height=height)
+                return Preview(image=image, step=message.step, index=message.index)
+            case Made(mime=mime, width=width, height=height):
+                data = await asyncio.to_thread(_take, self._spool / message.key)
+                image = EncodedImage(data=data, mime=mime, width=width, height=height)
+                return Output(index=message.index, image=image, seed=message.seed)
+            case Note(text=text):
+                return Log(text=text)
+
+
+async def _cancel(process: EngineProcess, inbox: Inbox, job_id: str) -> None:
+    """Drop a job and wait until nothing of it runs; at most until the process is gone."""
+    await process.cancel(job_id)
+    while True:
+        news = await inbox.get()
+        if isinstance(news, Lost) or isinstance(news[0], Ended):
+            return
+
+
+def _take(path: Path) -> bytes:
+    """Read a finished picture out of the spool."""
+    data = path.read_bytes()
+    path.unlink(missing_ok=True)
+    return data
+
+
+def _report(ended: Ended, served_by: str) -> Report:
+    """The facts of a run that went well; raises what went wrong."""
+    if not ended.code:
+        return Report(metrics=ended.metrics, served_by=served_by)
+    kind = OutOfMemory if ended.code == ErrorCode.OUT_OF_MEMORY else EngineError
+    error = kind(ended.message, field=ended.field_name or None)
+    if ended.code in set(ErrorCode):
+        error.code = ErrorCode(ended.code)
+    raise error
+
+
+def _order_of(job: Job, indexes: tuple[int, ...], *, alone: bool) -> Order:
+    left_s = None
+    if job.deadline_at is not None:
+        left_s = (job.deadline_at - datetime.now(UTC)).total_seconds()
+    return _order(
+        job.request,
+        job_id=job.prediction_id,
+        sizes=[(image.width, image.height) for image in job.images],
+        indexes=indexes,
+        has_mask=job.mask is not None,
+        key=job.key_id or "",
+        priority=job.priority,
+        deadline_s=left_s,
+        alone=alone,
+    )
+
+
+def _order(
+    request: ImageRequest,
+    *,
+    job_id: str,
+    sizes: Sequence[tuple[int, int]],
+    indexes: tuple[int, ...] = (0,),
+    has_mask: bool = False,
+    key: str = "",
+    priority: int = 0,
+    deadline_s: float | None = None,
+    alone: bool = False,
+) -> Order:
+    return Order(
+        id=job_id,
+        model=request.model,
+        task=Task(request.task).value,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width or 1024,
+        height=request.height or 1024,
+        num_steps=request.num_steps,
+        guidance=request.guidance,
+        strength=request.strength,
+        seed=request.seed,
+        indexes=indexes,
+        output_format=request.output_format.value,
+        output_quality=request.output_quality,
+        sizes=tuple(sizes),
+        has_mask=has_mask,
+        margins=_sides(request.margins),
+        loras=tuple((lora.path, lora.scale) for lora in request.loras),
+        go_fast=request.go_fast,
+        preview_steps=request.preview_steps,
+        key=key,
+        priority=priority,
+        deadline_s=deadline_s,
+        alone=alone,
+    )
+
+
+def _sides(margins: Margins | None) -> tuple[int, int, int, int] | None:
+    if margins is None:
+        return None
+    return margins.top, margins.bottom, margins.left, margins.right

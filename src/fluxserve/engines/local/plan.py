@@ -1,0 +1,148 @@
+"""How an order will be made: at which size, from which references, in how many rows. No torch.
+
+The server uses it to foresee what a request costs, the engine process to make it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fluxserve.core.errors import EngineError
+from fluxserve.core.request import Task
+from fluxserve.engines.local.cost import Shape
+from fluxserve.engines.local.wire import Order
+from fluxserve.flux.spec import Guidance, ModelSpec
+
+REFERENCES_MAX = 4
+SIDE_MAX = 4096  # px; beyond that a single attention call would need tens of gigabytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the pipeline will do for an order."""
+
+    width: int  # px, at which the model works
+    height: int  # px
+    out_width: int  # px, of the finished picture
+    out_height: int  # px
+    references: tuple[tuple[int, int], ...]  # (width, height) in px, after resizing
+    guidance: float
+    num_steps: int
+    first_step: int  # steps before it are left out: the start is a picture, not noise
+    shape: Shape  # what one output brings into every forward
+    notes: tuple[str, ...] = ()  # for the caller's log
+
+    @property
+    def steps(self) -> tuple[Shape, ...]:
+        """One shape for each step that is run."""
+        return (self.shape,) * (self.num_steps - self.first_step)
+
+
+def plan(spec: ModelSpec, order: Order) -> Plan:
+    """Judge and lay out an order; EngineError names what this model cannot do."""
+    task = Task(order.task)
+    _check(spec, order, task)
+    out_width, out_height = _output_size(order, task)
+    width, height = _working_size(spec, out_width, out_height)
+    references = _references(spec, order, task)
+    guidance, notes = _guidance(spec, order)
+    if (width, height) != (out_width, out_height):
+        notes.append(
+            f"Made at {width} x {height} px, brought to {out_width} x {out_height} px"
+            if spec.native_size is None
+            else f"{spec.name} works at {width} x {height} px;"
+            f" the picture is enlarged to {out_width} x {out_height} px"
+        )
+    reads = sum(spec.tokens(w, h) for w, h in references)
+    tokens = spec.text_tokens + spec.tokens(width, height) + reads
+    rows = 2 if spec.guidance is Guidance.TRUE_CFG and guidance > 1 else 1
+    return Plan(
+        width=width,
+        height=height,
+        out_width=out_width,
+        out_height=out_height,
+        references=references,
+        guidance=guidance,
+        num_steps=order.num_steps,
+        first_step=_first_step(order, task),
+        shape=Shape(rows * tokens, tokens),
+        notes=tuple(notes),
+    )
+
+
+def _check(spec: ModelSpec, order: Order, task: Task) -> None:
+    if task in (Task.EDIT, Task.REDUX) and not spec.edits:
+        raise EngineError(f"{spec.name} makes pictures from text and cannot read input images")
+    if task is not Task.TEXT_TO_IMAGE and not order.sizes:
+        raise EngineError("an input image is needed", field="images")
+    if len(order.sizes) > REFERENCES_MAX:
+        raise EngineError(
+            f"images: at most {REFERENCES_MAX}, not {len(order.sizes)}", field="images"
+        )
+    if task is Task.FILL and not order.has_mask:
+        raise EngineError("mask: needed to know what to repaint", field="mask")
+    if task is Task.EXPAND and not order.margins:
+        raise EngineError("margins: needed to know where the canvas grows")
+    if order.num_steps < 1:
+        raise EngineError(f"num_steps: at least 1, not {order.num_steps}", field="num_steps")
+
+
+def _output_size(order: Order, task: Task) -> tuple[int, int]:
+    width, height = order.width, order.height
+    if task in (Task.FILL, Task.EXPAND):
+        width, height = order.sizes[0]
+    if task is Task.EXPAND and order.margins:
+        top, bottom, left, right = order.margins
+        width, height = width + left + right, height + top + bottom
+    for name, side in (("width", width), ("height", height)):
+        if not 1 <= side <= SIDE_MAX:
+            raise EngineError(f"{name}: 1 to {SIDE_MAX} px, not {side}", field=name)
+    return width, height
+
+
+def _working_size(spec: ModelSpec, width: int, height: int) -> tuple[int, int]:
+    """Sides the model can make: whole tokens, or the one square that it knows."""
+    if spec.native_size is not None:
+        return spec.native_size, spec.native_size
+    step = spec.pixels_per_token
+    return max(step, width // step * step), max(step, height // step * step)
+
+
+def _references(spec: ModelSpec, order: Order, task: Task) -> tuple[tuple[int, int], ...]:
+    if not spec.edits or task in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE):
+        return ()
+    if task in (Task.FILL, Task.EXPAND):
+        return (_reference_size(spec, *_output_size(order, task)),)
+    return tuple(_reference_size(spec, width, height) for width, height in order.sizes)
+
+
+def _reference_size(spec: ModelSpec, width: int, height: int) -> tuple[int, int]:
+    if spec.native_size is not None:
+        return spec.native_size, spec.native_size
+    if spec.reference_sizes:
+        ratio = width / height
+        # The order of comparison is that of the reference pipeline: ratio, then the narrower one.
+        _, best_width, best_height = min(
+            (abs(ratio - w / h), w, h) for w, h in spec.reference_sizes
+        )
+        return best_width, best_height
+    step = spec.pixels_per_token
+    return max(step, width // step * step), max(step, height // step * step)
+
+
+def _guidance(spec: ModelSpec, order: Order) -> tuple[float, list[str]]:
+    """A small model that stands in for another keeps to its own scale."""
+    if spec.native_size is None or order.model.endswith("/embedded"):
+        return order.guidance, []
+    own = spec.guidance_scale_edit if order.sizes else spec.guidance_scale
+    if math.isclose(own, order.guidance):
+        return own, []
+    return own, [f"Guidance {order.guidance:g} is meant for {order.model}; {own:g} is used"]
+
+
+def _first_step(order: Order, task: Task) -> int:
+    if task is not Task.IMAGE_TO_IMAGE:
+        return 0
+    kept = min(order.num_steps, max(1, int(order.num_steps * order.strength)))
+    return order.num_steps - kept

@@ -1,0 +1,162 @@
+"""A job inside the engine process, and what the loop needs of the device. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from fluxserve.core.errors import FluxserveError
+from fluxserve.core.ports import EncodedImage
+from fluxserve.core.request import JSON
+from fluxserve.engines.local.plan import Plan
+from fluxserve.engines.local.wire import Cancel, Order
+
+H = TypeVar("H")  # a sample on the device; the loop only passes it on
+
+
+class NoRoom(Exception):
+    """The device ran out of memory; nothing has changed and less can be tried."""
+
+
+class Spoiled(Exception):
+    """A step came to values that are no numbers; `places` are those of the culprits."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__(f"not a number in {len(places)} samples")
+        self.places = tuple(places)
+
+
+class DeviceLost(Exception):
+    """The device answers nothing any more; only a new process can go on."""
+
+
+class Worker(Protocol[H]):
+    """The device and its model, as the loop sees them."""
+
+    batch_class: str  # only samples of one class share a forward
+
+    def plan(self, order: Order) -> Plan:
+        """How it will be made; EngineError when it cannot be."""
+        ...
+
+    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Sequence[H]:
+        """A sample for each index of the order, before its first step."""
+        ...
+
+    def advance(self, samples: Sequence[H]) -> None:
+        """One step for all of them, or for none: NoRoom, Spoiled, DeviceLost."""
+        ...
+
+    def glimpse(self, sample: H, plan: Plan) -> Callable[[], EncodedImage] | None:
+        """A preview: a quick look now, and what is left to do for a picture of it."""
+        ...
+
+    def decode(
+        self, order: Order, files: Sequence[bytes], plan: Plan, sample: H
+    ) -> EncodedImage: ...
+
+    def facts(self) -> Mapping[str, JSON]:
+        """Device, number type, what the caches did: for the record of a job."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Run(Generic[H]):
+    """A job on its way. Only the loop's thread changes it."""
+
+    order: Order
+    files: Sequence[bytes]
+    plan: Plan
+    arrived: float
+    samples: dict[int, H] = field(default_factory=dict)  # by index of the output
+    left: int = 0  # outputs that are not made yet
+    in_lanes: int = 0  # pieces of work that lanes have in hand
+    failure: FluxserveError | None = None
+    is_canceled: bool = False
+    steps: int = 0  # of all outputs together
+    retries: int = 0
+    shared: int = 0  # samples that were in the same forwards, this one's included
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    first_step_at: float | None = None
+    last_step_at: float = 0.0
+    told_at: float = -1.0
+    told_position: int = -1
+
+    @property
+    def id(self) -> str:
+        return self.order.id
+
+    @property
+    def is_over(self) -> bool:
+        """Cancelled or failed: nothing more is done for it."""
+        return self.is_canceled or self.failure is not None
+
+    @property
+    def outputs(self) -> int:
+        return len(self.order.indexes)
+
+    @property
+    def steps_each(self) -> int:
+        return len(self.plan.steps)
+
+    def metrics(self, now: float) -> dict[str, JSON]:
+        """Where the time went, in seconds, and what was computed."""
+        first = self.first_step_at if self.first_step_at is not None else now
+        found: dict[str, JSON] = {
+            "queue_s": round(max(0.0, first - self.arrived - self.encode_s), 4),
+            "encode_s": round(self.encode_s, 4),
+            "denoise_s": round(max(0.0, self.last_step_at - first), 4),
+            "decode_s": round(self.decode_s, 4),
+            "engine_s": round(now - self.arrived, 4),
+            "steps": self.steps_each,
+            "model_calls": self.steps,
+            "batch_mean": round(self.shared / self.steps, 2) if self.steps else 0,
+            "approximations": [],
+        }
+        size = (self.plan.width, self.plan.height)
+        if size != (self.plan.out_width, self.plan.out_height):
+            found["upscaled_from"] = f"{size[0]}x{size[1]}"
+        return found
+
+
+# --- what comes to the loop's inbox ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[H]):
+    run: Run[H]
+    samples: Sequence[H]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[H]):
+    run: Run[H]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpsed(Generic[H]):
+    run: Run[H]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFailed(Generic[H]):
+    run: Run[H]
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    order: Order
+    files: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+News: TypeAlias = Arrived | Cancel | Encoded[H] | Decoded[H] | Glimpsed[H] | LaneFailed[H] | Stop

@@ -1,0 +1,115 @@
+"""The device and its model: what the loop asks for, done in tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from fluxserve.core.ports import EncodedImage
+from fluxserve.core.request import JSON
+from fluxserve.engines.local.cost import Coefficients, of_rates
+from fluxserve.engines.local.pipelines import Pipeline, encode_glimpse
+from fluxserve.engines.local.plan import Plan, plan
+from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
+from fluxserve.engines.local.turns import Turns
+from fluxserve.engines.local.wire import Order
+from fluxserve.flux import sample
+from fluxserve.flux.sample import NotANumber, Sample
+from fluxserve.flux.spec import ModelSpec
+
+# What a step costs before the first one was timed. GPU: what the best published servers reach in
+# bfloat16; CPU: two cores with AVX2. The model corrects itself from the first step on.
+_RATES = {
+    "cuda": (550e12, 500e12, 3e12, 10e-3),
+    "mps": (10e12, 5e12, 3e11, 10e-3),
+    "cpu": (1e11, 3e10, 1e10, 4e-3),
+}  # flop/s of GEMM, flop/s of attention, bytes/s, seconds for every forward
+
+
+def expected_cost(spec: ModelSpec, device_type: str) -> Coefficients:
+    """Coefficients of the step-cost model for a device that was not measured yet."""
+    gemm, attention, bandwidth, launch = _RATES.get(device_type, _RATES["cpu"])
+    return of_rates(
+        dim=spec.transformer.width,
+        blocks=spec.transformer.num_layers + spec.transformer.num_single_layers,
+        gemm_flops_per_s=gemm,
+        attention_flops_per_s=attention,
+        bytes_per_s=bandwidth,
+        launch_s=launch,
+    )
+
+
+class Runner:
+    """One model on one device. `advance` belongs to the loop's thread, the rest to the lanes."""
+
+    def __init__(self, pipeline: Pipeline, turns: Turns) -> None:
+        self._pipeline = pipeline
+        self._turns = turns
+        self._model = pipeline.model
+        self._is_cuda = self._model.device.type == "cuda"
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        self.batch_class = f"{self._model.spec.name}/{dtype}"
+        self._named = {"device": str(self._model.device), "dtype": dtype}
+
+    def plan(self, order: Order) -> Plan:
+        return plan(self._model.spec, order)
+
+    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Sequence[Sample]:
+        try:
+            condition = self._pipeline.encode(order, files, plan)
+            seeds = [(order.seed + index) % 2**32 for index in order.indexes]
+            samples = [self._pipeline.begin(condition, seed) for seed in seeds]
+            self._settle()
+        except RuntimeError as error:
+            raise _understood(error) from error
+        return samples
+
+    def advance(self, samples: Sequence[Sample]) -> None:
+        try:
+            with self._turns:
+                sample.advance(self._model, samples)
+                self._settle()
+        except NotANumber as error:
+            raise Spoiled(error.samples) from error
+        except RuntimeError as error:
+            raise _understood(error) from error
+
+    def glimpse(self, made: Sample, plan: Plan) -> Callable[[], EncodedImage] | None:
+        pixels = self._pipeline.glimpse(made)
+        return None if pixels is None else lambda: encode_glimpse(pixels, plan)
+
+    def decode(
+        self, order: Order, files: Sequence[bytes], plan: Plan, made: Sample
+    ) -> EncodedImage:
+        try:
+            return self._pipeline.decode(order, files, plan, made)
+        except RuntimeError as error:
+            raise _understood(error) from error
+
+    def facts(self) -> Mapping[str, JSON]:
+        caches = {
+            name: {"hits": stats.hits, "misses": stats.misses}
+            for name, stats in self._pipeline.cache_stats.items()
+        }
+        return {**self._named, "model": self._model.spec.name, "caches": caches}
+
+    def _settle(self) -> None:
+        """Wait for this thread's stream, so that other threads may read what it wrote."""
+        if self._is_cuda:
+            torch.cuda.current_stream().synchronize()
+
+
+def _understood(error: RuntimeError) -> Exception:
+    """What a device error means: too little memory, a dead device, or a failure of its own."""
+    text = str(error).lower()
+    if (
+        isinstance(error, torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate" in text
+    ):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return NoRoom(str(error))
+    is_accelerator = isinstance(error, torch.AcceleratorError)
+    return DeviceLost(str(error)) if is_accelerator or "cuda error" in text else error
