@@ -1,0 +1,156 @@
+"""The pieces of training, each against its definition; no data is fetched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from training import config, measures, words
+from training.effects import EFFECTS, MOVES
+from training.export import preview_factors
+from training.model import pack, positions, sigmas, unpack
+from training.optimizer import Optimizer, orthogonalize
+from training.vae import LATENTS, decode_linear, encode, install_encoder, new_vae, read_matrix
+
+CONFIGS = Path("training/configs")
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    """Four soft, colourful pictures, (4, 3, 128, 128) in 0 to 1."""
+    noise = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    soft = torch.nn.functional.interpolate(noise, (128, 128), mode="bicubic")
+    return soft.clamp(0, 1)
+
+
+@pytest.fixture
+def matrix() -> torch.Tensor:
+    """An orthonormal encoder that looks only at what the factored form can keep."""
+    generator = torch.Generator().manual_seed(2)
+    first = torch.linalg.qr(torch.randn(48, 32, generator=generator))[0]
+    second = torch.linalg.qr(torch.randn(4 * 32, LATENTS, generator=generator))[0]
+    # 2 x 2 of 4 x 4 blocks: (colour, y, x) of each quarter, then the quarter.
+    quarter = torch.einsum("pk,kql->pql", first, second.view(32, 4, LATENTS))
+    cube = quarter.view(3, 2, 2, 2, 2, 2, 2, LATENTS)  # colour, yc, xc, yb, xb, ya, xa, latent
+    return cube.permute(0, 5, 3, 1, 6, 4, 2, 7).reshape(192, LATENTS)
+
+
+def test_unpacking_tokens_gives_back_the_latents() -> None:
+    latents = torch.randn(2, 16, 12, 20)
+    assert torch.equal(unpack(pack(latents), (96, 160)), latents)
+
+
+def test_positions_count_rows_then_columns_and_name_the_picture() -> None:
+    where = positions((32, 48), 1)
+    assert where.tolist() == [[1, y, x] for y in range(2) for x in range(3)]
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 256])
+def test_noise_levels_are_those_of_the_pipelines(tokens: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    scheduler.set_timesteps(sigmas=[1 - i / 8 for i in range(8)], mu=mu)
+    assert sigmas(8, tokens) == pytest.approx(scheduler.sigmas.tolist(), abs=1e-5)
+
+
+def test_the_autoencoder_computes_the_linear_encoder_exactly(
+    pictures: torch.Tensor, matrix: torch.Tensor
+) -> None:
+    vae = new_vae()
+    install_encoder(vae, matrix)
+    with torch.no_grad():
+        got = vae.encode(pictures * 2 - 1).latent_dist.mode()
+    assert torch.allclose(got, encode(pictures * 2 - 1, matrix), atol=2e-3)
+
+
+def test_the_encoder_matrix_can_be_read_back(matrix: torch.Tensor) -> None:
+    vae = new_vae()
+    install_encoder(vae, matrix)
+    assert torch.allclose(read_matrix(vae), matrix, atol=2e-3)
+
+
+def test_linear_decoding_keeps_what_the_encoder_kept(
+    pictures: torch.Tensor, matrix: torch.Tensor
+) -> None:
+    latents = encode(pictures, matrix)
+    again = encode(decode_linear(latents, matrix), matrix)
+    assert torch.allclose(latents, again, atol=1e-4)
+
+
+def test_the_preview_is_the_mean_colour_of_each_block(pictures: torch.Tensor) -> None:
+    flat = torch.zeros(192, LATENTS)
+    for channel in range(3):
+        flat[channel * 64 : (channel + 1) * 64, channel] = 1 / 8
+    factors = torch.tensor(preview_factors(flat))
+    got = encode(pictures, flat).permute(0, 2, 3, 1) @ factors
+    want = torch.nn.functional.avg_pool2d(pictures, 8).permute(0, 2, 3, 1)
+    assert torch.allclose(got, want, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", EFFECTS)
+def test_an_effect_keeps_shape_and_range(kind: str, pictures: torch.Tensor) -> None:
+    result = EFFECTS[kind](pictures)
+    assert result.shape == pictures.shape
+    assert result.min() >= -1e-6
+    assert result.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("kind", sorted(set(EFFECTS) - MOVES))
+def test_a_local_effect_of_a_crop_is_the_crop_of_the_effect(
+    kind: str, pictures: torch.Tensor
+) -> None:
+    inner = (..., slice(48, 80), slice(48, 80))
+    whole = EFFECTS[kind](pictures)[inner]
+    part = EFFECTS[kind](pictures[..., 16:112, 16:112])[..., 32:64, 32:64]
+    assert torch.allclose(whole, part, atol=1e-5)
+
+
+def test_every_effect_has_phrases() -> None:
+    assert set(words.EFFECT_PHRASES) == set(EFFECTS)
+
+
+@pytest.mark.parametrize("kind", EFFECTS)
+def test_the_exact_edit_passes_its_measure_and_no_edit_fails(
+    kind: str, pictures: torch.Tensor
+) -> None:
+    source, target = pictures[0], EFFECTS[kind](pictures)[0]
+    assert measures.effect_is_right(kind, target, target, source, 40.0)
+    assert not measures.effect_is_right(kind, source, target, source, 40.0)
+
+
+def test_objects_have_articles_unless_plural() -> None:
+    assert words.phrase("apple", "red") == "a red apple"
+    assert words.phrase("apple") == "an apple"
+    assert words.phrase("grapes", "blue") == "blue grapes"
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+    turned = orthogonalize(torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(turned)
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_the_optimizer_fits_a_linear_map() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    want = torch.randn(8, 8)
+    optimizer = Optimizer([("blocks.0.weight", weight), ("bias", torch.nn.Parameter(want[0]))], 0)
+    for step in range(200):
+        weight.grad = weight.detach() - want
+        optimizer.step(0.2 * (1 - step / 200))
+    assert (weight - want).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_recorded_configuration_can_be_read(path: Path) -> None:
+    run = config.read(path)
+    assert run.name == path.stem
+    assert {group.task for group in run.groups} <= {"text", "edit", "crop"}
+
+
+def test_an_unknown_key_in_a_configuration_names_itself(tmp_path: Path) -> None:
+    text = (CONFIGS / "cpu-128.json").read_text("utf-8").replace('"rate"', '"pace"')
+    (tmp_path / "run.json").write_text(text, "utf-8")
+    with pytest.raises(TypeError, match="pace"):
+        config.read(tmp_path / "run.json")
