@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+
 from training import config, measures, words
 from training.effects import EFFECTS, MOVES
 from training.export import preview_factors
