@@ -38,7 +38,7 @@ async def open_stream(services: Services, request: Request, token: str) -> Respo
         return await data_uris(services, ended) if inline else links.outputs(ended)
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        yield ServerSentEvent(comment="hi")
+        yield ServerSentEvent(comment="hi", sep="\n")
         logs = _Logs(prediction, seen) if with_logs else None
         now = prediction
         try:
@@ -79,7 +79,7 @@ def endings(prediction: Prediction, shown: Sequence[str], seen: str) -> list[Ser
     ids = [f"{base}:{position}" for position in range(len(found))]
     first = ids.index(seen) + 1 if seen in ids else 0
     return [
-        ServerSentEvent(event=name, data=data, id=id_)
+        ServerSentEvent(event=name, data=data, id=id_, sep="\n")
         for id_, (name, data) in list(zip(ids, found, strict=True))[first:]
     ]
 
