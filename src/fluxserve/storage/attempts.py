@@ -95,7 +95,7 @@ CLAIM_DUE = Statement(
 NEXT_DUE = Statement(select(func.min(A.next_poll_at)).where(IS_DUE))
 HURRY = Statement(
     update(tables.attempt)
-    .where(UNFINISHED, A.state == bindparam("old_state"))
+    .where(UNFINISHED, IS_DUE, A.next_poll_at > bindparam("at"))
     .values(next_poll_at=bindparam("at"))
     .returning(A.id)
 )
@@ -254,7 +254,7 @@ def next_due() -> Transition[datetime | None]:
 
 
 def hurry(at: datetime) -> Transition[int]:
-    rows = yield HURRY({"old_state": AttemptState.INTENT.value, "at": codec.to_micros(at)})
+    rows = yield HURRY({"at": codec.to_micros(at)})
     return len(rows)
 
 

@@ -10,12 +10,6 @@ from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
-from tests.fakes.bfl import FakeBfl
-from tests.fakes.openai import FakeOpenai
-from tests.fakes.provider import FakeProvider
-from tests.fakes.replicate import FakeReplicate
-from tests.fakes.server import serving
-from tests.fakes.wavespeed import FakeWavespeed
 
 from fluxserve.core.access import OPEN_CALLER
 from fluxserve.core.attempts import Attempt
@@ -37,6 +31,12 @@ from fluxserve.storage.attempts import AttemptRows
 from fluxserve.storage.blobs import Blobs
 from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.sqlite import SqliteDatabase
+from tests.fakes.bfl import FakeBfl
+from tests.fakes.openai import FakeOpenai
+from tests.fakes.provider import FakeProvider
+from tests.fakes.replicate import FakeReplicate
+from tests.fakes.server import serving
+from tests.fakes.wavespeed import FakeWavespeed
 
 KONTEXT = "black-forest-labs/flux-kontext-pro"
 FAKES: dict[ChannelKind, Callable[..., FakeProvider]] = {

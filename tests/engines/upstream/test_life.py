@@ -4,14 +4,14 @@ import io
 
 import pytest
 from PIL import Image
-from tests.engines.upstream.conftest import House, Lend
-from tests.fakes.script import Act, Outcome
 
 from fluxserve.core.attempts import AttemptState
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.prediction import PredictionStatus
 from fluxserve.core.request import OutputFormat
 from fluxserve.engines.upstream.channel import ChannelKind
+from tests.engines.upstream.conftest import House, Lend
+from tests.fakes.script import Act, Outcome
 
 KINDS = [ChannelKind.REPLICATE, ChannelKind.BFL, ChannelKind.WAVESPEED, ChannelKind.OPENAI]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -166,6 +166,8 @@ class Lookup(StrEnum):
 class Provider(Protocol):
     """The client side of one kind of provider, for one channel."""
 
+    can_poll: bool  # False: the answer to a submission is all there ever is
+
     def outputs_max(self, model: str) -> int:
         """Pictures that one submission can make."""
         ...

@@ -31,8 +31,8 @@ from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
 log = logging.getLogger(__name__)
 
 OWNER = "upstream"  # of leases: any worker may go on with an accepted submission
-CLAIM_LEASE = timedelta(seconds=120)  # long enough to fetch the inputs
-POLL_LEASE = timedelta(seconds=180)  # one worker's time for one due submission
+CLAIM_LEASE = timedelta(seconds=60)  # long enough to fetch the inputs
+POLL_LEASE = timedelta(seconds=60)  # one worker's time for one due submission
 
 
 @dataclass(slots=True, kw_only=True)

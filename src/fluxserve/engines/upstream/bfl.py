@@ -41,6 +41,8 @@ SIBLINGS = ".bfl.ai"  # the service's regional hosts, which its answers may name
 class Bfl:
     """One account at BFL or a reseller of its shape."""
 
+    can_poll = True
+
     def __init__(self, spec: ChannelSpec, guard: Guard) -> None:
         self.spec = spec
         self.wire = Wire(spec, _key_headers(spec), guard)

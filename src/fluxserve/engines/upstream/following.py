@@ -291,14 +291,12 @@ class Follower:
     ) -> None:
         try:
             outputs = await collect(self._desk, prediction, attempt, channel, state)
-        except PollTrouble as trouble:
-            await self._troubled(attempt, prediction, channel, str(trouble), None)
-            return
-        except PollLie as lie:
-            if attempt.trouble + 1 >= LIES_MAX or not attempt.upstream_id:
-                await self._lost(attempt, prediction, channel, str(lie))
+        except (PollTrouble, PollLie) as error:
+            is_final = isinstance(error, PollLie) and attempt.trouble + 1 >= LIES_MAX
+            if is_final or not channel.provider.can_poll:
+                await self._lost(attempt, prediction, channel, str(error))
             else:
-                await self._troubled(attempt, prediction, channel, str(lie), None)
+                await self._troubled(attempt, prediction, channel, str(error), None)
             return
         paid = replace(self._paid(attempt, state), outputs=tuple(outputs))
         if attempt.parts > 1:

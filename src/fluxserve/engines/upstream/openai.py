@@ -42,6 +42,8 @@ SUBMIT_TIMEOUT_S = 300.0  # the answer waits for the picture
 class Openai:
     """One account at OpenAI or a service of its shape."""
 
+    can_poll = False
+
     def __init__(self, spec: ChannelSpec, guard: Guard) -> None:
         self.spec = replace(spec, submit_timeout_s=max(spec.submit_timeout_s, SUBMIT_TIMEOUT_S))
         self.wire = Wire(self.spec, {"authorization": f"Bearer {spec.key}"}, guard)

@@ -50,6 +50,8 @@ _VERSION = re.compile(r"(.+:)?[0-9a-f]{64}")
 class Replicate:
     """One account at Replicate or a reseller of its shape."""
 
+    can_poll = True
+
     def __init__(self, spec: ChannelSpec, guard: Guard) -> None:
         self.spec = spec
         self.wire = Wire(spec, {"authorization": f"Bearer {spec.key}"}, guard)

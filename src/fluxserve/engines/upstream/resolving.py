@@ -63,7 +63,12 @@ async def _bind(desk: Desk, attempt: Attempt, found: Accepted, channel: Channel)
         next_at=desk.clock(),
         trouble=0,
     )
-    await desk.attempts.move(attempt, after)
+    try:
+        await desk.attempts.move(attempt, after)
+    except Conflict:
+        # An equal request whose answer was lost too took this job: there is another one for us.
+        await _later(desk, attempt, 0.1)
+        return
     log.info("%s was found again at %s", attempt.prediction_id, channel.name)
     desk.due.set()
 

@@ -177,8 +177,8 @@ class Upstreams:
     async def _recover(self) -> None:
         """Whatever a dead process of ours had begun: look intents up, claim the rest again."""
         now = self._desk.clock()
-        if intents := await self._desk.attempts.hurry(now):
-            log.warning("%d submissions were interrupted; looking them up", intents)
+        if waiting := await self._desk.attempts.hurry(now):
+            log.info("going on with %d submissions", waiting)
         for prediction in await self._desk.store.expired(now + timedelta(days=3650)):
             if prediction.engine not in self._desk.channels:
                 continue

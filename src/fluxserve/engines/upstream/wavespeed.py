@@ -47,6 +47,8 @@ CLOCK_SKEW = timedelta(minutes=2)
 class Wavespeed:
     """One account at WaveSpeed."""
 
+    can_poll = True
+
     def __init__(self, spec: ChannelSpec, guard: Guard) -> None:
         self.spec = spec
         self.wire = Wire(spec, {"authorization": f"Bearer {spec.key}"}, guard)
