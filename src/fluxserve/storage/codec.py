@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, cast
 
 from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
@@ -62,7 +63,7 @@ def _plain(value: object) -> object:
 
 
 # ASCII only: escapes carry lone surrogates and NUL, which the databases would refuse as text.
-_encode = json.JSONEncoder(separators=(",", ":"), default=_plain).encode
+_encode = json.JSONEncoder(separators=(",", ":"), default=_plain, check_circular=False).encode
 
 
 def dump(value: JSON) -> str:
@@ -76,44 +77,48 @@ def load(text: str) -> Any:
 # --- dataclasses ---------------------------------------------------------------------------------
 
 
+class Plain:
+    """The fields of a dataclass whose values JSON holds as they are."""
+
+    def __init__(self, kind: type, *structured: str) -> None:
+        plain = [one for one in fields(kind) if one.name not in structured]
+        self._names = tuple(one.name for one in plain)
+        self._defaults = tuple(_default(one) for one in plain)
+        self._values = attrgetter(*self._names)
+
+    def pack(self, value: object) -> dict[str, Any]:
+        """Those of them that differ from their default."""
+        values = zip(self._names, self._values(value), self._defaults, strict=True)
+        return {name: held for name, held, default in values if held != default}
+
+    def known(self, data: Decoded) -> dict[str, Any]:
+        """Those of them that `data` speaks of."""
+        return {name: data[name] for name in self._names if name in data}
+
+
 def _default(field_: Field[Any]) -> object:
     if field_.default_factory is not MISSING:
         return field_.default_factory()
     return field_.default
 
 
-def _plain_fields(kind: type, structured: Sequence[str]) -> tuple[tuple[str, object], ...]:
-    """Names and defaults of the fields whose values JSON holds as they are."""
-    return tuple((f.name, _default(f)) for f in fields(kind) if f.name not in structured)
-
-
-def _pack(value: object, plain: tuple[tuple[str, object], ...]) -> dict[str, Any]:
-    return {name: held for name, default in plain if (held := getattr(value, name)) != default}
-
-
-def _known(data: Decoded, plain: tuple[tuple[str, object], ...]) -> dict[str, Any]:
-    return {name: data[name] for name, _ in plain if name in data}
-
-
-_BLOB = _plain_fields(BlobRef, ())
-_LORA = _plain_fields(LoraRef, ())
-_MARGINS = _plain_fields(Margins, ())
-_OUTPUT = _plain_fields(OutputImage, ("blob",))
-_REQUEST = _plain_fields(
-    ImageRequest, ("task", "images", "mask", "output_format", "margins", "loras")
-)
-_ORIGIN = _plain_fields(Origin, ("webhook",))
-_WEBHOOK = _plain_fields(WebhookSpec, ("events",))
-_FAILURE = _plain_fields(Failure, ("code", "problems"))
-_PROBLEM = _plain_fields(Problem, ("rule", "choices"))
+_BLOB = Plain(BlobRef)
+_LORA = Plain(LoraRef)
+_MARGINS = Plain(Margins)
+_OUTPUT = Plain(OutputImage, "blob")
+_REQUEST = Plain(ImageRequest, "task", "images", "mask", "output_format", "margins", "loras")
+_ORIGIN = Plain(Origin, "webhook")
+_WEBHOOK = Plain(WebhookSpec, "events")
+_FAILURE = Plain(Failure, "code", "problems")
+_PROBLEM = Plain(Problem, "rule", "choices")
 
 
 def pack_blob(blob: BlobRef) -> dict[str, Any]:
-    return _pack(blob, _BLOB)
+    return _BLOB.pack(blob)
 
 
 def unpack_blob(data: Decoded) -> BlobRef:
-    return BlobRef(**_known(data, _BLOB))
+    return BlobRef(**_BLOB.known(data))
 
 
 def _pack_input(image: ImageInput) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def _unpack_input(data: Decoded) -> ImageInput:
 
 
 def encode_request(request: ImageRequest) -> str:
-    data = _pack(request, _REQUEST)
+    data = _REQUEST.pack(request)
     data["task"] = request.task
     data["output_format"] = request.output_format
     if request.images:
@@ -137,9 +142,9 @@ def encode_request(request: ImageRequest) -> str:
     if request.mask is not None:
         data["mask"] = _pack_input(request.mask)
     if request.margins is not None:
-        data["margins"] = _pack(request.margins, _MARGINS)
+        data["margins"] = _MARGINS.pack(request.margins)
     if request.loras:
-        data["loras"] = [_pack(lora, _LORA) for lora in request.loras]
+        data["loras"] = [_LORA.pack(lora) for lora in request.loras]
     return _encode(data)
 
 
@@ -152,16 +157,16 @@ def decode_request(text: str) -> ImageRequest:
         images=tuple(_unpack_input(image) for image in data.get("images", ())),
         mask=None if mask is None else _unpack_input(mask),
         output_format=OutputFormat(data["output_format"]),
-        margins=None if margins is None else Margins(**_known(margins, _MARGINS)),
-        loras=tuple(LoraRef(**_known(lora, _LORA)) for lora in data.get("loras", ())),
-        **_known(data, _REQUEST),
+        margins=None if margins is None else Margins(**_MARGINS.known(margins)),
+        loras=tuple(LoraRef(**_LORA.known(lora)) for lora in data.get("loras", ())),
+        **_REQUEST.known(data),
     )
 
 
 def encode_origin(origin: Origin) -> str:
-    data = _pack(origin, _ORIGIN)
+    data = _ORIGIN.pack(origin)
     if origin.webhook is not None:
-        webhook = _pack(origin.webhook, _WEBHOOK)
+        webhook = _WEBHOOK.pack(origin.webhook)
         webhook["events"] = origin.webhook.events
         data["webhook"] = webhook
     return _encode(data)
@@ -174,8 +179,8 @@ def decode_origin(text: str) -> Origin:
     return Origin(
         webhook=None
         if webhook is None
-        else WebhookSpec(events=tuple(webhook["events"]), **_known(webhook, _WEBHOOK)),
-        **_known(data, _ORIGIN),
+        else WebhookSpec(events=tuple(webhook["events"]), **_WEBHOOK.known(webhook)),
+        **_ORIGIN.known(data),
     )
 
 
@@ -191,25 +196,25 @@ def input_blobs(request: ImageRequest) -> tuple[BlobRef, ...]:
 def encode_outputs(outputs: Sequence[OutputImage]) -> str:
     if not outputs:
         return "[]"
-    return _encode([{**_pack(o, _OUTPUT), "blob": pack_blob(o.blob)} for o in outputs])
+    return _encode([{**_OUTPUT.pack(o), "blob": pack_blob(o.blob)} for o in outputs])
 
 
 def decode_outputs(text: str) -> tuple[OutputImage, ...]:
     if text == "[]":
         return ()
     return tuple(
-        OutputImage(blob=unpack_blob(data["blob"]), **_known(data, _OUTPUT)) for data in load(text)
+        OutputImage(blob=unpack_blob(data["blob"]), **_OUTPUT.known(data)) for data in load(text)
     )
 
 
 def encode_failure(failure: Failure | None) -> str | None:
     if failure is None:
         return None
-    data = _pack(failure, _FAILURE)
+    data = _FAILURE.pack(failure)
     data["code"] = failure.code
     if failure.problems:
         data["problems"] = [
-            {**_pack(problem, _PROBLEM), "rule": problem.rule, "choices": problem.choices}
+            {**_PROBLEM.pack(problem), "rule": problem.rule, "choices": problem.choices}
             for problem in failure.problems
         ]
     return _encode(data)
@@ -225,11 +230,11 @@ def decode_failure(text: str | None) -> Failure | None:
             Problem(
                 rule=Rule(problem["rule"]),
                 choices=tuple(problem["choices"]),
-                **_known(problem, _PROBLEM),
+                **_PROBLEM.known(problem),
             )
             for problem in data.get("problems", ())
         ),
-        **_known(data, _FAILURE),
+        **_FAILURE.known(data),
     )
 
 
