@@ -1,0 +1,124 @@
+"""8-bit linears with one scale per row: for weights per output, for activations per token.
+
+    x (N, n_in) ── amax of each row ──> x8 (e4m3), scale (N, 1) ─┐
+                                weight8 (n_out, n_in), scale ────┴─> x8 @ weight8.T, scaled, + bias
+
+A token's scale depends on that token alone, so no request feels another one in the same forward
+(one scale for a whole tensor, as is common, would let the loudest neighbour choose it).
+
+On CUDA the product is one kernel with fast accumulation. Elsewhere it is computed from the very
+same 8-bit values in float64, where a sum of up to 2^16 products is exact: slow, and the arithmetic
+that the kernel approximates. Tests compare with that; the kernel itself they never ran on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fluxserve.flux.folder import WeightsError
+from fluxserve.flux.modules import DoubleBlock, FluxTransformer, SingleBlock
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0  # the largest e4m3 value
+SCALE_MIN = 1e-12  # of a row of zeros, so that nothing is divided by zero
+ALIGN = 16  # inputs and outputs must be multiples of it
+CAPABILITY_MIN = (9, 0)  # Hopper: the first with kernels for row-wise scales
+# The layers that hold 99 % of the work of a step; all others stay as they are.
+STREAM_LAYERS = ("qkv", "out", "up", "down")
+SINGLE_LAYERS = ("fused", "out")
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, n) -> e4m3 values (N, n) and float32 scales (N, 1): x is about values * scales."""
+    wide = x.float()
+    scales = (wide.abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SCALE_MIN)
+    return (wide / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer with 8-bit weights that also reads its input in 8 bits."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Takes over the values of `layer`. Raises WeightsError for sizes that no kernel takes."""
+        super().__init__()
+        if layer.in_features % ALIGN or layer.out_features % ALIGN:
+            raise WeightsError(
+                f"fp8: a linear of {layer.in_features} x {layer.out_features} cannot be quantized,"
+                f" both must be multiples of {ALIGN}"
+            )
+        values, scales = quantize_rows(layer.weight)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("weight", values)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", layer.bias.detach().clone())
+        self.weight: Tensor  # (n_out, n_in), e4m3
+        self.scales: Tensor  # (n_out, 1), float32
+        self.bias: Tensor  # (n_out,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in) -> (N, n_out), in the dtype of `x`."""
+        values, scales = quantize_rows(x)
+        if x.device.type == "cuda":
+            return self._kernel(values, scales, x.dtype)
+        return reference(values, scales, self.weight, self.scales, self.bias).to(x.dtype)
+
+    def _kernel(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        y: Tensor = torch._scaled_mm(
+            values,
+            self.weight.t(),
+            scale_a=scales,
+            scale_b=self.scales.t(),
+            bias=self.bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return y.to(dtype)
+
+
+def reference(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
+) -> Tensor:
+    """The same arithmetic without rounding in between: float64 (N, n_out).
+
+    An e4m3 value is a multiple of 2^-9 up to 448, so a product is one of 2^-18 below 2^18, and any
+    order of adding 2^16 of them gives the same 52 bits.
+    """
+    products = values.double() @ weight.double().t()
+    return products * scales.double() * weight_scales.double().t() + bias.double()
+
+
+def quantize(model: FluxTransformer) -> FluxTransformer:
+    """Replace the large linears of the blocks in place, one after the other; returns `model`.
+
+    Embedders, modulation and the last layer stay: they are small and carry what all rows share.
+    """
+    for block in model.doubles:
+        assert isinstance(block, DoubleBlock)
+        for stream in (block.text, block.image):
+            _replace(stream, STREAM_LAYERS)
+    for single in model.singles:
+        assert isinstance(single, SingleBlock)
+        _replace(single, SINGLE_LAYERS)
+    return model
+
+
+def _replace(module: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        layer = module.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            setattr(module, name, Fp8Linear(layer))
+
+
+def check(device: torch.device) -> None:
+    """Raise WeightsError where `device` has no 8-bit kernels; a CPU has the slow reference."""
+    if device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise WeightsError(f"fp8: {device.type} has no 8-bit matrix products; use bfloat16")
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY_MIN:
+        raise WeightsError(
+            f"fp8: this GPU has compute capability {found[0]}.{found[1]},"
+            f" {CAPABILITY_MIN[0]}.{CAPABILITY_MIN[1]} is needed; use bfloat16"
+        )
