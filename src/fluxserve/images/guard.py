@@ -10,6 +10,7 @@ a name that changes its mind between check and connection gains nothing. That pa
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl
 import zlib
@@ -86,6 +87,8 @@ class GuardedClient:
             headers={"user-agent": user_agent, "accept-encoding": "identity"},
         )
         self._abandoned: set[asyncio.Task[object]] = set()
+        # httpx logs the whole URL of every request, and a caller's URL may carry a secret.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -75,8 +75,7 @@ class Deliverer:
         if self._loop:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
-        for delivery in self._traffic.drain():
-            await self._put_off(delivery, 0.0)
+        await asyncio.gather(*(self._put_off(row, 0.0) for row in self._traffic.drain()))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for task in self._tasks:
@@ -107,8 +106,10 @@ class Deliverer:
             except Exception:
                 log.exception("looking for due webhooks failed; trying again")
                 pause_s = POLL_S
+            # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
 
     async def _round(self) -> float:
         """Claim what is due and send what may be sent; the seconds until the next look."""
@@ -118,10 +119,9 @@ class Deliverer:
             return POLL_S  # a finished try wakes us
         at = self._clock()
         due = await self._store.claim_due(at, at + timedelta(seconds=LEASE_S), room)
-        for delivery in due:
-            if wait_s := self._traffic.admit(delivery):
-                await self._put_off(delivery, wait_s)
+        waits = [(delivery, self._traffic.admit(delivery)) for delivery in due]
         self._launch()
+        await asyncio.gather(*(self._put_off(row, wait_s) for row, wait_s in waits if wait_s))
         if len(due) == room:
             return 0.0
         next_due = await self._store.next_due()
@@ -148,9 +148,9 @@ class Deliverer:
             log.exception("webhook %s: its result could not be kept", delivery.id)
         finally:
             self._traffic.done(delivery, is_good=is_good)
-        for spilt in self._traffic.spill():
-            await self._put_off(spilt, self._traffic.admit(spilt))
+        spilt = [(row, self._traffic.admit(row)) for row in self._traffic.spill()]
         self._launch()
+        await asyncio.gather(*(self._put_off(row, wait_s) for row, wait_s in spilt))
         if self._is_full or not is_good:
             self.wake()
 
