@@ -59,14 +59,20 @@ def pixel(x: Tensor) -> Tensor:
 
 
 def poster(x: Tensor) -> Tensor:
-    return (gaussian(x, 0.8) * 3).round() / 3
+    """Four levels a channel, the steps between them a little soft."""
+    level = gaussian(x, 1.2) * 3
+    low = level.floor()
+    return (low + torch.sigmoid((level - low - 0.5) * 12)) / 3
 
 
 def sketch(x: Tensor) -> Tensor:
-    """A colour-dodge pencil drawing with its outlines darkened."""
-    light = luminance(x)
-    dodge = (light / (gaussian(light, SKETCH_SIGMA)).clamp_min(0.02)).clamp(0, 1)
-    edges = (differences(light) * 2.5).clamp(0, 1)
+    """A colour-dodge pencil drawing with its outlines darkened.
+
+    Slightly smoothed and lifted first: in the dark of a photograph dodging would draw only noise.
+    """
+    light = gaussian(luminance(x), 0.8) + 0.1
+    dodge = (light / gaussian(light, SKETCH_SIGMA)).clamp(0, 1)
+    edges = (differences(light) * 3.5).clamp(0, 1)
     return ((dodge - 0.8 * edges).clamp(0, 1) ** 1.3).expand_as(x)
 
 
