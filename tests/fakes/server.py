@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket as Socket
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,14 +26,16 @@ class Droppable:
 
 
 @contextmanager
-def serving(app: ASGIApp, *, port: int = 0) -> Iterator[str]:
+def serving(
+    app: ASGIApp, *, port: int = 0, lifespan: Literal["on", "off"] = "off"
+) -> Iterator[str]:
     """Yield the origin, `http://127.0.0.1:PORT`, while the server runs."""
     config = uvicorn.Config(
         Droppable(app),
         host="127.0.0.1",
         port=port,
         http="httptools",
-        lifespan="off",
+        lifespan=lifespan,
         log_level="critical",
     )
     socket = config.bind_socket()
@@ -60,6 +63,7 @@ async def run(config: uvicorn.Config, socket: Socket, stop: asyncio.Event) -> No
     await stop.wait()
     server.force_exit = True
     await server.shutdown(sockets=[socket])
+    await server.lifespan.shutdown()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Refusals provably cost nothing: they may go to another channel, or end in the provider's words."""
+"""Refusals cost nothing: they may go to another channel, or end in the provider's words."""
 
 import pytest
 

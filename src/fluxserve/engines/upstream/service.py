@@ -21,6 +21,7 @@ from fluxserve.engines.upstream.channel import (
     ChannelState,
     check,
 )
+from fluxserve.engines.upstream.fluxserve import Fluxserve
 from fluxserve.engines.upstream.following import Follower
 from fluxserve.engines.upstream.openai import Openai
 from fluxserve.engines.upstream.replicate import Replicate
@@ -37,6 +38,7 @@ KINDS: Mapping[ChannelKind, Callable[[ChannelSpec, Guard], Provider]] = {
     ChannelKind.BFL: Bfl,
     ChannelKind.WAVESPEED: Wavespeed,
     ChannelKind.OPENAI: Openai,
+    ChannelKind.FLUXSERVE: Fluxserve,
 }
 
 
