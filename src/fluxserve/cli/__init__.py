@@ -2,7 +2,6 @@
 
 import sys
 
-import click
 import typer
 
 from fluxserve import __version__
@@ -32,22 +31,16 @@ def version() -> None:
 def main() -> None:
     """Exit codes: 0 done, 1 it failed, 2 wrong use, 3 refused to start, 130 interrupted."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except StartupError as error:
         _say(error.message)
         sys.exit(3)
     except FluxserveError as error:
         _say(error.message)
         sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _say(text: str) -> None:

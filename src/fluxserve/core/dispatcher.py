@@ -245,6 +245,8 @@ class Dispatcher:
         self, prediction: Prediction, live: Live, progress: Progress, began: float
     ) -> None:
         is_new = live.progress is None or live.progress.step != progress.step
+        if live.progress is None and progress.step and not progress.queue_position:
+            live.log(progress_line(replace(progress, step=0), 0.0))  # clients wait for the 0 %
         live.progress = progress
         if is_new and progress.queue_position == 0:
             live.log(progress_line(progress, time.monotonic() - began))
