@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from starlette.routing import Route
 
 from fluxserve.dialects.base import Dialect, Services
+from fluxserve.dialects.bfl.api import MOUNTS, NAME, SHARED, Api
 from fluxserve.dialects.bfl.errors import error
-from fluxserve.dialects.bfl.routes import MOUNTS, NAME, SHARED, Api
 from fluxserve.dialects.bfl.words import render
 
 

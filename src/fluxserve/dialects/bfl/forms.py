@@ -23,7 +23,9 @@ from fluxserve.core.request import (
 )
 from fluxserve.core.schema import Checked, Field, Kind, check
 
-SEED_MAX = 2**64 - 1  # ComfyUI sends seeds up to here; the core keeps the lower 32 bits
+# ComfyUI sends seeds up to 2**64 - 1; bounds are compared as floats, where that is 2**64. The core
+# keeps the lower 32 bits.
+SEED_MAX = 2**64
 WEBHOOK_URL_MAX = 2083
 MULTIPLE = 32  # px, sides of FLUX.1 sizes
 FILL_SIDE_MIN = 256  # px, pictures to fill and to expand
