@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -138,6 +139,11 @@ def test_fields_of_a_newer_build_that_are_missing_take_their_default() -> None:
     data = json.loads(codec.encode_request(request_()))
     assert set(data) < {field.name for field in fields(ImageRequest)}
     assert codec.decode_request(json.dumps(data)).strength == 1.0
+
+
+def test_any_mapping_and_sequence_is_json() -> None:
+    said = MappingProxyType({"a": (1, 2), "b": range(2)})
+    assert codec.decode_map(codec.encode_map(said)) == {"a": [1, 2], "b": [0, 1]}
 
 
 def test_what_json_cannot_hold_is_refused() -> None:

@@ -11,6 +11,7 @@ from fluxserve.storage.secrets import (
     ADMIN_FILE,
     MASTER_FILE,
     Secrets,
+    _create,
     open_admin_token,
     open_secrets,
     read_admin_token,
@@ -58,6 +59,13 @@ def test_secrets_are_private_files_and_nothing_else_is_left(tmp_path: Path) -> N
     open_admin_token(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {MASTER_FILE, ADMIN_FILE}
     assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_whoever_comes_second_keeps_the_secret_of_the_first(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        _create(tmp_path / MASTER_FILE, text)
+    assert (tmp_path / MASTER_FILE).read_text() == "first\n"
+    assert [path.name for path in tmp_path.iterdir()] == [MASTER_FILE]
 
 
 def test_a_secret_that_others_could_read_is_closed_again(tmp_path: Path) -> None:

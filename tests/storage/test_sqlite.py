@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, insert, select, text
 from fluxserve.core.errors import StartupError, Unavailable
 from fluxserve.storage import tables
 from fluxserve.storage.database import Statement, Transition
+from fluxserve.storage.lock import is_held
 from fluxserve.storage.opening import open_database
 from fluxserve.storage.sqlite import SqliteDatabase
 
@@ -56,6 +57,16 @@ async def test_a_directory_is_free_again_after_a_stop(tmp_path: Path) -> None:
         await database.run(write(name))
         await database.stop()
     assert not (tmp_path / "store.db-wal").exists(), "closing folds the log into the file"
+
+
+async def test_whether_a_directory_is_held_can_be_asked(tmp_path: Path) -> None:
+    lock = tmp_path / "store.lock"
+    assert not is_held(lock)
+    database = SqliteDatabase(tmp_path / "store.db")
+    await database.start()
+    assert is_held(lock)
+    await database.stop()
+    assert not is_held(lock)
 
 
 async def test_a_failed_start_leaves_nothing_open(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ class Blobs:
     async def written_before(self, at: datetime) -> AsyncIterator[Sequence[str]]:
         """The keys of all blobs last written before `at`, in groups."""
         async for group in obstore.list(self._store, chunk_size=500):
-            yield [str(entry["path"]) for entry in group if entry["last_modified"] < at]
+            keys = [str(entry["path"]) for entry in group if entry["last_modified"] < at]
+            if keys:
+                yield keys
 
     def _check(self, key: str) -> None:
         if not _KEY.fullmatch(key):

@@ -14,8 +14,8 @@ def flush(path: Path) -> None:
 
 
 def flush_down_from(root: Path, path: Path) -> None:
-    """Flush a new file and every name on the way to it from `root`."""
-    for place in (path, *path.parents):
-        flush(place)
-        if place == root:
-            return
+    """Flush a new file and every name on the way to it from `root`, one of its parents."""
+    flush(path)
+    while path != root:
+        path = path.parent
+        flush(path)
