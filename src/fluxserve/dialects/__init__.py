@@ -3,7 +3,12 @@
 Order decides who answers an unknown path that two of them could own.
 """
 
-from fluxserve.dialects import bfl, native, replicate
+from fluxserve.dialects import bfl, native, replicate, wavespeed
 from fluxserve.dialects.base import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (native.DIALECT, replicate.DIALECT, bfl.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (
+    native.DIALECT,
+    bfl.DIALECT,
+    replicate.DIALECT,
+    wavespeed.DIALECT,
+)
