@@ -5,6 +5,7 @@ prompt, references, size, seed ── begin ──> Sample ── advance, num_s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -204,3 +205,30 @@ def finish(model: Model, sample: Sample) -> Tensor:
     """(H, W, 3) uint8 on the CPU."""
     latents = packing.unpack(sample.latents, sample.condition.height, sample.condition.width)
     return to_pixels(model.autoencoder.decode(latents))
+
+
+@torch.inference_mode()
+def rehearse(model: Model, lengths: Sequence[int]) -> float:
+    """Seconds of one forward over random rows, one for each length in tokens (2 or more)."""
+    spec = model.spec
+    channels, width = spec.transformer.in_channels, spec.transformer.joint_attention_dim
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=model.dtype, device=model.device)
+
+    rows = []
+    for length in lengths:
+        text = min(spec.text_tokens, length // 2)
+        places = [packing.text_positions(text), packing.grid_positions(1, length - text)]
+        prepared = prepare(
+            model.transformer,
+            text=draw(text, width),
+            pooled=draw(spec.transformer.pooled_projection_dim),
+            positions=torch.cat(places),
+            sigmas=torch.tensor([0.5]),
+            guidance=1.0 if spec.guidance is Guidance.EMBEDDED else None,
+        )
+        rows.append(packed.Row(prepared, draw(length - text, channels), 0))
+    began = time.perf_counter()
+    float(packed.forward(model.transformer, rows)[0].sum())  # reading it waits for the device
+    return time.perf_counter() - began

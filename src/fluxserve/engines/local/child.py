@@ -125,7 +125,7 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     from fluxserve.engines.local.loop import Loop
     from fluxserve.engines.local.pipelines import Pipeline
     from fluxserve.engines.local.policy import Policy
-    from fluxserve.engines.local.runner import Runner, expected_cost
+    from fluxserve.engines.local.runner import Runner, calibrate
     from fluxserve.engines.local.scheduler import Scheduler
     from fluxserve.flux import weights
     from fluxserve.flux.folder import WeightsError
@@ -139,7 +139,7 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     is_shared = model.device.type == "cuda"
     turns.append(Turns(shared=is_shared))
     runner = Runner(Pipeline(model, turns[0]), turns[0])
-    costs[runner.batch_class] = CostModel(expected_cost(model.spec, model.device.type))
+    costs[runner.batch_class] = calibrate(model)
     policy = Policy(rows_max=said.rows_max) if said.rows_max else Policy()
     lanes = [Lane(name, model.device, torch.get_num_threads()) for name in ("encode", "decode")]
     loop = Loop(

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
 
-from fluxserve.core.errors import EngineError, ErrorCode, OutOfMemory
+from fluxserve.core.errors import EngineError, ErrorCode, OutOfMemory, StartupError
 from fluxserve.core.ports import (
     EncodedImage,
     EngineUpdate,
@@ -33,7 +33,7 @@ from fluxserve.engines.local.cost import CostModel
 from fluxserve.engines.local.plan import plan
 from fluxserve.engines.local.process import EngineProcess, Inbox, Lost, Setup
 from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order
-from fluxserve.flux.folder import embedded_folder, inspect
+from fluxserve.flux.folder import WeightsError, embedded_folder, inspect
 from fluxserve.flux.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,13 @@ class LocalEngine:
     """One model on one or several devices of this machine."""
 
     def __init__(self, name: str, setups: Sequence[Setup], *, capacity: int = CAPACITY) -> None:
-        """WeightsError when the model folder cannot be used."""
+        """StartupError when the model folder cannot be used."""
         self.name = name
         self.capacity = capacity * len(setups)
-        self._spec: ModelSpec = inspect(setups[0].model)
+        try:
+            self._spec: ModelSpec = inspect(setups[0].model)
+        except WeightsError as error:
+            raise StartupError(f"the model of engine {name}: {error}") from error
         self._spool = setups[0].spool
         self._processes = [EngineProcess(setup) for setup in setups]
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills

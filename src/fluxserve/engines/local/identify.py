@@ -1,42 +1,27 @@
-"""Which model a folder of weights holds, read from its small JSON files; imports no torch."""
+"""Which public model a folder of weights is. Imports no torch."""
 
-import json
+from __future__ import annotations
+
 from pathlib import Path
 
+from fluxserve.core.cards import EMBEDDED_ID
 from fluxserve.core.errors import StartupError
+from fluxserve.flux.folder import WeightsError, inspect
+from fluxserve.flux.spec import Guidance
 
-KONTEXT = "black-forest-labs/flux-kontext-dev"
-DEV = "black-forest-labs/flux-dev"
-SCHNELL = "black-forest-labs/flux-schnell"
-
-
-def card_id_of(folder: str) -> str:
-    """The card of a diffusers folder; StartupError says what is wrong with another one."""
-    root = Path(folder).expanduser()
-    index = _read(root / "model_index.json")
-    transformer = _read(root / "transformer" / "config.json")
-    match index.get("_class_name"):
-        case "FluxKontextPipeline":
-            return KONTEXT
-        case "FluxPipeline":
-            return DEV if transformer.get("guidance_embeds") else SCHNELL
-        case other:
-            raise StartupError(
-                f"engine.model_dir: {root} holds a {other}; "
-                "FLUX.1 Kontext [dev], [dev] and [schnell] can be served"
-            )
+KONTEXT_ID = "black-forest-labs/flux-kontext-dev"
+DEV_ID = "black-forest-labs/flux-dev"
+SCHNELL_ID = "black-forest-labs/flux-schnell"
 
 
-def _read(path: Path) -> dict[str, object]:
+def card_id_of(folder: str | Path) -> str:
+    """The id of its card; StartupError says why a folder cannot be used."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StartupError(
-            f"engine.model_dir: {path} cannot be read ({error.strerror}); "
-            "`fluxserve models pull` makes such a folder"
-        ) from None
-    except ValueError:
-        raise StartupError(f"engine.model_dir: {path} is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise StartupError(f"engine.model_dir: {path} is not a JSON object")
-    return value
+        spec = inspect(Path(folder))
+    except WeightsError as error:
+        raise StartupError(f"engine.model_dir: {error}") from error
+    if spec.native_size is not None:
+        return EMBEDDED_ID
+    if spec.edits:
+        return KONTEXT_ID
+    return DEV_ID if spec.guidance is Guidance.EMBEDDED else SCHNELL_ID

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON
-from fluxserve.engines.local.cost import Coefficients, of_rates
+from fluxserve.engines.local.cost import (
+    Coefficients,
+    CostModel,
+    Load,
+    Timing,
+    calibration_shapes,
+    load_of,
+    of_rates,
+)
 from fluxserve.engines.local.pipelines import Pipeline, encode_glimpse
 from fluxserve.engines.local.plan import Plan, plan
 from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
@@ -17,6 +26,7 @@ from fluxserve.engines.local.wire import Order
 from fluxserve.flux import sample
 from fluxserve.flux.sample import NotANumber, Sample
 from fluxserve.flux.spec import ModelSpec
+from fluxserve.flux.weights import Model
 
 # What a step costs before the first one was timed. GPU: what the best published servers reach in
 # bfloat16; CPU: two cores with AVX2. The model corrects itself from the first step on.
@@ -25,6 +35,11 @@ _RATES = {
     "mps": (10e12, 5e12, 3e11, 10e-3),
     "cpu": (1e11, 3e10, 1e10, 4e-3),
 }  # flop/s of GEMM, flop/s of attention, bytes/s, seconds for every forward
+
+
+# A measurement at start-up ends after so many seconds, whatever is left to measure.
+CALIBRATION_S = 1.5
+CALIBRATION_ROWS = {"cuda": 6144, "mps": 2048, "cpu": 768}
 
 
 def expected_cost(spec: ModelSpec, device_type: str) -> Coefficients:
@@ -38,6 +53,27 @@ def expected_cost(spec: ModelSpec, device_type: str) -> Coefficients:
         bytes_per_s=bandwidth,
         launch_s=launch,
     )
+
+
+def calibrate(model: Model) -> CostModel:
+    """Time forwards of several shapes, the smaller ones first, and fit the cost model to them."""
+    device = model.device.type
+    cost = CostModel(expected_cost(model.spec, device))
+    shapes = calibration_shapes(CALIBRATION_ROWS.get(device, CALIBRATION_ROWS["cpu"]))
+    ordered = sorted(shapes, key=lambda forward: sum(shape.rows for shape in forward))
+    began = time.perf_counter()
+    timings = []
+    sample.rehearse(model, [shape.rows for shape in ordered[0]])  # the first one is never typical
+    for forward in ordered:
+        seconds = min(sample.rehearse(model, [shape.rows for shape in forward]) for _ in range(2))
+        timings.append(Timing(load_of(forward), seconds))
+        if time.perf_counter() - began > CALIBRATION_S:
+            break
+    if len(timings) >= len(Load._fields):
+        return CostModel.fitted(timings)
+    for timing in timings:
+        cost.observe(timing.load, timing.seconds)
+    return cost
 
 
 class Runner:

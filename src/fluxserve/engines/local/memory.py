@@ -1,0 +1,184 @@
+"""What a model needs on its device, worked out before anything is loaded, and what to do about it.
+
+all parts on the device? -> text encoders streamed from main memory? -> refused, with the numbers
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fluxserve.flux.autoencoder import Autoencoder
+from fluxserve.flux.encoders import ClipText, T5Encoder
+from fluxserve.flux.folder import WeightsError
+from fluxserve.flux.modules import FluxTransformer
+from fluxserve.flux.quantize import SINGLE_LAYERS, STREAM_LAYERS
+from fluxserve.flux.spec import ModelSpec
+
+GIB = 2**30
+# Values of one row that are alive at once in a single-stream block, in widths of the model: input,
+# norm, fused linear (7), turned query and key, in float32 while they turn (2 + 4), attention, GELU
+# (4), joined (5), output.
+ROW_WIDTHS = 26
+# Rows that must fit whatever the budget is: an edit of one megapixel with one reference.
+ROWS_MIN = 8704
+PIXELS = 1024 * 1024  # decoded at once
+PIXEL_COPIES = 3  # tensors of the widest full-size layer of the VAE that are alive at once
+STEPS = 28  # whose modulation a request keeps
+# The device's own needs: context, kernels, cuBLAS workspaces, and holes between tensors.
+CONTEXT_BYTES = {"cuda": GIB, "mps": GIB // 2, "cpu": GIB // 4}
+HOLES = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """How a model will be placed."""
+
+    transformer_bytes: int
+    text_bytes: int
+    vae_bytes: int
+    work_bytes: int  # of the widest step, of decoding, of what requests keep
+    streams_text: bool  # text encoders stay in main memory
+    device_bytes: int  # on the device, all in all
+    free_bytes: int
+
+    @property
+    def sentence(self) -> str:
+        """For the log."""
+        text = "text encoders streamed from main memory" if self.streams_text else "all of it there"
+        return f"{_gib(self.device_bytes)} of {_gib(self.free_bytes)} on the device, {text}"
+
+
+def plan(
+    spec: ModelSpec,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_fp8: bool,
+    rows_max: int,
+    requests_max: int,
+    free_bytes: int | None = None,
+    host_bytes: int | None = None,
+) -> MemoryPlan:
+    """Place a model on a device with so much room; by default what is free there right now.
+
+    Raises WeightsError with what is needed and what is free when it does not fit in any way.
+    """
+    free = device_bytes(device) if free_bytes is None else free_bytes
+    host = available_bytes() if host_bytes is None else host_bytes
+    with torch.device("meta"):
+        network, vae = FluxTransformer(spec.transformer), Autoencoder(spec.autoencoder)
+        texts: tuple[nn.Module, ...] = (ClipText(spec.clip), T5Encoder(spec.t5))
+    size = dtype.itemsize
+    transformer = _count(network) * size - (_saved(network, size) if is_fp8 else 0)
+    text, decoder = sum(_count(part) for part in texts) * size, _count(vae) * size
+    work = _work_bytes(spec, size, max(rows_max, ROWS_MIN), requests_max)
+    window = 2 * max(_largest(part) for part in texts) * size
+    own = CONTEXT_BYTES.get(device.type, GIB)
+    for streams in (False, True):
+        resident = transformer + decoder + work + (window if streams else text)
+        needed = int(resident * (1 + HOLES)) + own
+        is_possible = not streams or (device.type != "cpu" and text <= host)
+        if needed <= free and is_possible:
+            return MemoryPlan(
+                transformer_bytes=transformer,
+                text_bytes=text,
+                vae_bytes=decoder,
+                work_bytes=work,
+                streams_text=streams,
+                device_bytes=needed,
+                free_bytes=free,
+            )
+    least = transformer + decoder + work + (text if device.type == "cpu" else window)
+    raise WeightsError(_refusal(spec, device, int(least * (1 + HOLES)) + own, free, text, host,
+                                is_fp8=is_fp8))  # fmt: skip
+
+
+def _refusal(
+    spec: ModelSpec,
+    device: torch.device,
+    least: int,
+    free: int,
+    text: int,
+    host: int,
+    *,
+    is_fp8: bool,
+) -> str:
+    if device.type != "cpu" and least <= free:
+        return (
+            f"{spec.name}: its text encoders need {_gib(text)} of main memory beside the {device},"
+            f" {_gib(host)} are free"
+        )
+    advice = "free some memory or choose a smaller model"
+    if not is_fp8 and device.type == "cuda":
+        advice = f"fp8 weights need half; otherwise {advice}"
+    return f"{spec.name} needs {_gib(least)} on {device}, {_gib(free)} are free; {advice}"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _largest(module: nn.Module) -> int:
+    """Values of the largest layer."""
+    return max(
+        sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        for layer in module.modules()
+    )
+
+
+def _saved(network: FluxTransformer, size: int) -> int:
+    """Bytes that 8-bit weights save; their scales are a float32 for every output."""
+    names = {*STREAM_LAYERS, *SINGLE_LAYERS}
+    large = [
+        layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+        and name.rpartition(".")[2] in names
+        and name.startswith(("doubles.", "singles."))
+    ]
+    return sum(layer.weight.numel() * (size - 1) - 4 * layer.out_features for layer in large)
+
+
+def _work_bytes(spec: ModelSpec, size: int, rows: int, requests: int) -> int:
+    width, vae = spec.transformer.width, spec.autoencoder
+    of_step = rows * ROW_WIDTHS * width * size
+    of_decoding = PIXELS * PIXEL_COPIES * max(vae.block_out_channels[:2]) * size
+    parts = 12 * spec.transformer.num_layers + 3 * spec.transformer.num_single_layers + 2
+    kept = STEPS * parts * width * size + ROWS_MIN * spec.transformer.attention_head_dim * 4
+    return of_step + of_decoding + requests * kept
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+def device_bytes(device: torch.device) -> int:
+    """Free memory of a device, right now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
+    return available_bytes()
+
+
+def available_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Main memory that can be used without swapping: of the machine, and of the container."""
+    known = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                known = int(line.split()[1]) * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return known
+    return min(known, limit - used)
