@@ -8,7 +8,9 @@ import os
 import random
 import secrets
 import socket
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from fluxserve.core.access import Caller
@@ -32,12 +34,15 @@ from fluxserve.dialects.base import HttpSettings, Services
 from fluxserve.dialects.delivery import own_blob
 from fluxserve.dialects.links import Signer
 from fluxserve.engines.choose import Choice, choose_engines
+from fluxserve.engines.upstream.base import Desk
+from fluxserve.engines.upstream.service import Upstreams, channels_of
 from fluxserve.images.guard import GuardedClient
 from fluxserve.images.guard import Limits as FetchLimits
 from fluxserve.images.intake import ImageIntake
 from fluxserve.ops.limiter import MemoryLimiter
 from fluxserve.ops.metrics import Metrics
 from fluxserve.settings import Settings
+from fluxserve.storage.attempts import AttemptRows
 from fluxserve.storage.blobs import open_blobs
 from fluxserve.storage.database import Transition
 from fluxserve.storage.deliveries import SqlDeliveryStore
@@ -54,6 +59,8 @@ from fluxserve.webhooks.signing import Signer as WebhookSigner
 from fluxserve.webhooks.updates import Updates
 
 log = logging.getLogger(__name__)
+
+CALLBACKS = "/callbacks/"  # where providers report; the attempt's token follows
 
 
 def now() -> datetime:
@@ -102,6 +109,7 @@ class House:
             admin_secret=self.admin_token,
             is_open=is_loopback(settings.host) or settings.insecure_open,
         )
+        self.upstreams = self._upstreams()
         self.dispatchers = [self._dispatcher(engine) for engine in self.engines.values()]
         self.keeper = self._keeper()
         self.services = self._services()
@@ -119,6 +127,7 @@ class House:
                 await engine.start()
             for dispatcher in self.dispatchers:
                 await dispatcher.start()
+            await self.upstreams.start()
             await self.keeper.start()
             await self.deliverer.start()
             await self.updates.start()
@@ -131,6 +140,7 @@ class House:
         self.bus.close()
         for dispatcher in self.dispatchers:
             await dispatcher.stop()
+        await self.upstreams.stop()
         await self.keeper.stop()
         await self.updates.stop()
         await self.deliverer.stop()
@@ -175,6 +185,22 @@ class House:
             ),
         )
 
+    def _upstreams(self) -> Upstreams:
+        public = self.settings.public_url
+        desk = Desk(
+            store=self.store,
+            attempts=AttemptRows(self.database),
+            outcomes=self.outcomes,
+            intake=self.intake,
+            bus=self.bus,
+            catalog=self.catalog,
+            router=self.router,
+            clock=now,
+            channels=channels_of(self.choice.channels, self.guard, time.monotonic),
+            callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
+        )
+        return Upstreams(desk, is_alone=True)
+
     def _keeper(self) -> Keeper:
         keep = self.settings.retention
         return Keeper(
@@ -209,6 +235,7 @@ class House:
             clock=now,
             retention_s=self.settings.retention.files_s,
             devices=self._devices,
+            channels=lambda: [asdict(report) for report in self.upstreams.reports()],
         )
 
     def _webhooks(self) -> tuple[Deliverer, Updates]:
@@ -262,7 +289,7 @@ class House:
 
     def _is_able(self, name: str) -> bool:
         engine = self.engines.get(name)
-        return engine is not None and engine.trouble is None
+        return self.upstreams.is_able(name) if engine is None else engine.trouble is None
 
     def _estimate(self, name: str, request: ImageRequest) -> float | None:
         engine = self.engines.get(name)

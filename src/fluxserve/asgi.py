@@ -8,13 +8,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from fluxserve.app import House
+from fluxserve.app import CALLBACKS, House
 from fluxserve.core.errors import ErrorCode, Failure
-from fluxserve.dialects import DIALECTS
-from fluxserve.dialects.base import Dialect, failed
+from fluxserve.dialects import DIALECTS, native
+from fluxserve.dialects.base import Dialect, Handler, answering, failed, read_object
 from fluxserve.dialects.delivery import delivery_routes
 from fluxserve.ops import health
 from fluxserve.playground import landing
@@ -54,10 +54,22 @@ def all_routes(house: House) -> list[BaseRoute]:
         for mount in dialect.mounts:
             found += dialect.routes(house.services, mount)
     found += delivery_routes(house.services)
+    found.append(Route(CALLBACKS + "{token}", _heard(house), methods=["POST"]))
     found += health.routes([house.is_ready])
     found += house.metrics.routes()
     found += landing.routes()
     return found
+
+
+def _heard(house: House) -> Handler:
+    """A provider tells of a submission: the token in the path is the permission."""
+
+    async def heard(request: Request) -> Response:
+        body = await read_object(request, house.settings.limits.body_max_bytes)
+        await house.upstreams.heard(request.path_params["token"], body)
+        return JSONResponse({"status": "ok"})
+
+    return answering(native.DIALECT.error)(heard)
 
 
 def _owner(path: str) -> Dialect:

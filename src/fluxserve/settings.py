@@ -136,20 +136,33 @@ class Route(Section):
 
 
 class Upstream(Section):
-    name: str
-    kind: Literal["replicate", "bfl", "wavespeed", "openai", "fluxserve"]
-    base_url: str
+    name: str = Field(description="what routes and reports call it")
+    kind: Literal["replicate", "bfl", "wavespeed", "openai", "fluxserve"] = Field(
+        description="the API it speaks"
+    )
+    base_url: str = Field(description="its origin, with a prefix if it has one")
     key_env: str = Field("", description="the environment variable that holds the key")
-    models: tuple[str, ...] | dict[str, str] = ()
-    weight: float = Field(1.0, gt=0)
-    priority: int = 10
-    on_unknown: Literal["fail", "resubmit"] = "fail"
-    concurrency: int = Field(16, ge=1, description="submitted jobs at once")
-    cooldown_s: float = Field(30.0, ge=0, description="rest after repeated failures")
-    timeout_s: float = Field(60.0, gt=0, description="seconds for one call")
-    reconcile_grace_s: float = Field(60.0, ge=0)
-    price_micro: int = Field(0, ge=0, description="millionths of a USD per picture")
-    allow_hosts: tuple[str, ...] = Field((), description="hosts its answers may point to")
+    models: tuple[str, ...] | dict[str, str] = Field(
+        (), description="names it serves, or a table from our names to its own; none: all"
+    )
+    weight: float = Field(1.0, gt=0, description="share among channels of one priority")
+    priority: int = Field(10, description="higher is asked first")
+    on_unknown: Literal["fail", "resubmit"] = Field(
+        "fail", description="a submission whose outcome nobody can tell"
+    )
+    concurrency: int = Field(100, ge=0, description="submissions at once; 0: no limit")
+    cool_down_s: float = Field(5.0, ge=0, description="first rest after trouble; it doubles")
+    patience_s: float = Field(120.0, ge=0, description="wait for a channel that cannot take it")
+    timeout_s: float = Field(60.0, gt=0, description="seconds for one submission")
+    deadline_s: float = Field(1800.0, gt=0, description="an accepted job that takes longer failed")
+    reconcile_grace_s: float = Field(
+        60.0, ge=0, description="a submission that is not listed by then never happened"
+    )
+    rename: dict[str, str] = Field({}, description='input fields renamed; "" drops one')
+    extra: dict[str, Any] = Field({}, description="input fields added to every request")
+    key_header: Literal["", "bearer", "x-key"] = Field(
+        "", description="how the key is sent, where a reseller differs from its kind"
+    )
 
 
 class Settings(Section):

@@ -108,6 +108,7 @@ class Services:
     clock: Callable[[], datetime]
     retention_s: float
     devices: Callable[[], Sequence[JSON]] = tuple
+    channels: Callable[[], Sequence[JSON]] = tuple
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def links(self, request: Request, mount: str) -> Links:

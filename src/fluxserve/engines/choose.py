@@ -15,7 +15,8 @@ from fluxserve.core.ports import Engine
 from fluxserve.core.request import ImageRequest
 from fluxserve.core.routing import Route
 from fluxserve.engines.simulator import Outcome, Script, Simulator
-from fluxserve.settings import Settings
+from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec, OnUnknown
+from fluxserve.settings import Settings, Upstream, secret_from
 
 EMBEDDED = "embedded"
 LOCAL = "local"
@@ -28,21 +29,24 @@ class Choice:
     """The engines of this process and the routes to them."""
 
     engines: Sequence[Engine]
+    channels: Sequence[ChannelSpec]
     routes: Sequence[Route]
     place: Callable[[str, ImageRequest], str]
 
 
 def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
     """StartupError when a route or model that is named cannot be served here."""
-    routes = _routes(settings, catalog)
-    named = dict.fromkeys(route.engine for route in routes)
+    channels = [] if settings.simulator.enabled else [_channel(one) for one in settings.upstream]
+    routes = _routes(settings, catalog, channels)
+    paid = {channel.name for channel in channels}
+    named = dict.fromkeys(route.engine for route in routes if route.engine not in paid)
     engines = [_make(name, settings) for name in named]
     simulator = next((engine for engine in engines if isinstance(engine, Simulator)), None)
 
     def place(engine: str, request: ImageRequest) -> str:
         return simulator.place(request) if simulator and engine == SIMULATOR else engine
 
-    return Choice(engines=engines, routes=routes, place=place)
+    return Choice(engines=engines, channels=channels, routes=routes, place=place)
 
 
 def can_compute() -> bool:
@@ -50,7 +54,33 @@ def can_compute() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "diffusers", "transformers"))
 
 
-def _routes(settings: Settings, catalog: Catalog) -> list[Route]:
+def _channel(asked: Upstream) -> ChannelSpec:
+    """A provider account from the settings; StartupError when its key is not in the environment."""
+    if asked.name in (EMBEDDED, LOCAL, SIMULATOR):
+        raise StartupError(f"upstream: {asked.name!r} is the name of an engine, choose another")
+    models = asked.models if isinstance(asked.models, dict) else dict.fromkeys(asked.models, "")
+    return ChannelSpec(
+        name=asked.name,
+        kind=ChannelKind(asked.kind),
+        base_url=asked.base_url,
+        key=secret_from(asked.key_env) if asked.key_env else "",
+        models=models or {"*": ""},
+        priority=asked.priority,
+        weight=asked.weight,
+        concurrency=asked.concurrency,
+        on_unknown=OnUnknown(asked.on_unknown),
+        reconcile_grace_s=asked.reconcile_grace_s,
+        cool_down_s=asked.cool_down_s,
+        patience_s=asked.patience_s,
+        submit_timeout_s=asked.timeout_s,
+        deadline_s=asked.deadline_s,
+        rename=asked.rename,
+        extra=asked.extra,
+        key_header=asked.key_header,
+    )
+
+
+def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec]) -> list[Route]:
     if settings.simulator.enabled:
         return [Route(model="*", engine=SIMULATOR)]
     routes = [
@@ -60,6 +90,11 @@ def _routes(settings: Settings, catalog: Catalog) -> list[Route]:
     for route in routes:
         if "*" not in route.model and catalog.find(route.model) is None:
             raise StartupError(f"route: there is no model named {route.model!r}")
+    routes += [
+        Route(model=model, engine=channel.name, priority=channel.priority, weight=channel.weight)
+        for channel in channels
+        for model in channel.models
+    ]
     if settings.engine.model_dir:
         routes.append(Route(model=_local_model(settings, catalog), engine=LOCAL))
     routes.append(Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST))

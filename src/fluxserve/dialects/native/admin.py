@@ -72,6 +72,10 @@ def routes(services: Services, mount: str) -> list[Route]:
         await caller_of(services, request)
         return JSONResponse({"results": list(services.devices())})
 
+    async def channels(request: Request) -> Response:
+        await admin_of(services, request)
+        return JSONResponse({"results": list(services.channels())})
+
     answer = answering(error)
     return [
         Route(f"{mount}/keys", answer(keys), methods=["GET"]),
@@ -80,6 +84,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         Route(f"{mount}/deliveries", answer(deliveries), methods=["GET"]),
         Route(f"{mount}/deliveries/{{id}}/redeliver", answer(redeliver), methods=["POST"]),
         Route(f"{mount}/devices", answer(devices), methods=["GET"]),
+        Route(f"{mount}/channels", answer(channels), methods=["GET"]),
     ]
 
 

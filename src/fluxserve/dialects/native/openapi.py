@@ -32,6 +32,7 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, int], ...] = (
     ("get", "/deliveries", "Webhook messages (admin)", None, 200),
     ("post", "/deliveries/{id}/redeliver", "Send a webhook message again (admin)", None, 202),
     ("get", "/devices", "Engines and what they are doing", None, 200),
+    ("get", "/channels", "Upstream channels and how they are doing (admin)", None, 200),
 )
 
 
