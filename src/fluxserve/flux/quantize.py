@@ -88,26 +88,26 @@ def reference(
     return products * scales.double() * weight_scales.double().t() + bias.double()
 
 
-def quantize(model: FluxTransformer) -> FluxTransformer:
+def quantize(model: FluxTransformer, device: torch.device | None = None) -> FluxTransformer:
     """Replace the large linears of the blocks in place, one after the other; returns `model`.
 
-    Embedders, modulation and the last layer stay: they are small and carry what all rows share.
+    With `device` each goes there before, and the rest of the model afterwards. Embedders, modulation and the last layer stay: they are small and carry what all rows share.
     """
     for block in model.doubles:
         assert isinstance(block, DoubleBlock)
         for stream in (block.text, block.image):
-            _replace(stream, STREAM_LAYERS)
+            _replace(stream, STREAM_LAYERS, device)
     for single in model.singles:
         assert isinstance(single, SingleBlock)
-        _replace(single, SINGLE_LAYERS)
-    return model
+        _replace(single, SINGLE_LAYERS, device)
+    return model if device is None else model.to(device)
 
 
-def _replace(module: nn.Module, names: tuple[str, ...]) -> None:
+def _replace(module: nn.Module, names: tuple[str, ...], device: torch.device | None) -> None:
     for name in names:
         layer = module.get_submodule(name)
         if isinstance(layer, nn.Linear):
-            setattr(module, name, Fp8Linear(layer))
+            setattr(module, name, Fp8Linear(layer if device is None else layer.to(device)))
 
 
 def check(device: torch.device) -> None:

@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fluxserve.flux import quantize
 from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.encoders import ClipText, T5Encoder, clip_names, t5_names
 from fluxserve.flux.folder import WeightsError, inspect, weight_files
 from fluxserve.flux.modules import FluxTransformer, Placement, placements
+from fluxserve.flux.offload import stream
 from fluxserve.flux.singlefile import diffusers_names
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.text import TextEncoder, load_tokenizer
@@ -68,8 +70,20 @@ def choose_dtype(said: str, device: torch.device) -> torch.dtype:
     return known[said]
 
 
-def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Model:
-    """Load a FLUX.1 model from `folder`; WeightsError says what is wrong with it."""
+def load(
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    is_fp8: bool = False,
+    streams_text: bool = False,
+) -> Model:
+    """Load a FLUX.1 model from `folder`; WeightsError says what is wrong with it.
+
+    With `is_fp8` the large linears of the transformer become 8-bit ones; they are read into main
+    memory first, so the device never holds more than the result. With `streams_text` the text
+    encoders stay in main memory and visit the device layer by layer.
+    """
     spec = inspect(folder)
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
@@ -77,15 +91,29 @@ def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Model:
     with torch.device("meta"):
         network = FluxTransformer(spec.transformer)
         vae, clip, t5 = Autoencoder(spec.autoencoder), ClipText(spec.clip), T5Encoder(spec.t5)
-    parts: tuple[nn.Module, ...] = (network, vae, clip, t5)
-    for part in parts:
+    if is_fp8:
+        quantize.check(place)
+    host = torch.device("cpu")
+    of_text = host if streams_text else place
+    parts: tuple[tuple[nn.Module, torch.device], ...] = (
+        (network, host if is_fp8 else place),
+        (vae, place),
+        (clip, of_text),
+        (t5, of_text),
+    )
+    for part, where in parts:
         part.to(dtype=kind)
-        part.to_empty(device=place)
+        part.to_empty(device=where)
         part.requires_grad_(False).eval()
     _fill(network, folder / "transformer", lambda name: names.get(name))
     _fill(vae, folder / "vae", Placement)
     _fill(clip, folder / "text_encoder", lambda name: Placement(clip_names(name)))
     _fill(t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name)))
+    if is_fp8:
+        quantize.quantize(network, place)
+    if streams_text:
+        stream(clip, place)
+        stream(t5, place)
     text = TextEncoder(
         clip,
         t5,
