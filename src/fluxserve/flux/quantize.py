@@ -91,7 +91,8 @@ def reference(
 def quantize(model: FluxTransformer, device: torch.device | None = None) -> FluxTransformer:
     """Replace the large linears of the blocks in place, one after the other; returns `model`.
 
-    With `device` each goes there before, and the rest of the model afterwards. Embedders, modulation and the last layer stay: they are small and carry what all rows share.
+    With `device` each goes there before, and the rest of the model afterwards. Embedders,
+    modulation and the last layer stay: they are small and carry what all rows share.
     """
     for block in model.doubles:
         assert isinstance(block, DoubleBlock)
