@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2] / ".clients"
 # Folder -> what pip installs there. `--no-deps`: httpx, pydantic and the like are ours.
 PYTHON: dict[str, list[str]] = {
-    "replicate2": ["--no-deps", "replicate==2.0.0b4"],
+    "replicate2": ["--no-deps", "replicate==2.0.0b4", "distro==1.9.0", "sniffio==1.3.1"],
 }
 NODE: dict[str, str] = {
     "replicate": "1.4.0",
