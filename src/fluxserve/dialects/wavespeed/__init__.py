@@ -44,11 +44,13 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
     account = Account(services=services, mount=mount, models=models)
     files = Files(services=services, mount=mount)
 
-    async def submit(request: Request) -> Response:
+    async def model(request: Request) -> Response:
         name = request.path_params["model"].strip("/")
-        if "/" not in name:  # every model id has an owner; the rest would be a call of ours
-            raise NotFound(f"there is nothing at {request.url.path[:200]}")
-        return await predictions.submit(request, name)
+        if request.method == "POST" and "/" in name:  # every model id has an owner
+            return await predictions.submit(request, name)
+        if name.lower() in models:
+            return _wrong_method(request, ("POST",))
+        raise NotFound(f"there is nothing at {request.url.path[:200]}")
 
     return [
         _route(f"{mount}/predictions", POST=predictions.page),
@@ -67,7 +69,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
         _route(f"{mount}/model/pricing", POST=account.price),
         _route(f"{mount}/billings/search", POST=account.billings),
         _route(f"{mount}/webhook/secret", GET=account.webhook_secret),
-        _route(f"{mount}/{{model:path}}", POST=submit),
+        Route(f"{mount}/{{model:path}}", answering(error)(model), methods=METHODS),
     ]
 
 
@@ -78,13 +80,15 @@ def _route(path: str, **calls: Call) -> Route:
 
     async def answer(request: Request) -> Response:
         call = calls.get(request.method)
-        if call is not None:
-            return await call(request)
-        text = f"{request.method} is not possible here: use {' or '.join(calls)}"
-        body = error_body(405, text, "method_not_allowed")
-        return JSONResponse(body, 405, {"Allow": ", ".join(calls)})
+        return _wrong_method(request, tuple(calls)) if call is None else await call(request)
 
     return Route(path, answering(error)(answer), methods=METHODS)
+
+
+def _wrong_method(request: Request, allowed: Sequence[str]) -> Response:
+    text = f"{request.method} is not possible here: use {' or '.join(allowed)}"
+    body = error_body(405, text, "method_not_allowed")
+    return JSONResponse(body, 405, {"Allow": ", ".join(allowed)})
 
 
 def owns(path: str) -> bool:
