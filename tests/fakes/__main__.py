@@ -1,4 +1,4 @@
-"""Runs one fake provider in a process of its own; prints its origin, stops when its input closes."""
+"""Runs one fake provider by itself; prints its origin, stops when its input closes."""
 
 import argparse
 import sys

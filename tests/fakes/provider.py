@@ -1,4 +1,4 @@
-"""What every fake provider shares: it counts submissions, plays its script and hands out pictures."""
+"""What fake providers share: they count submissions, play their script, hand out pictures."""
 
 import asyncio
 import base64

@@ -74,8 +74,9 @@ class FakeReplicate(FakeProvider):
 
     def refusal(self, fault: Submit, act: Act) -> Response:
         if fault is Submit.RATE_LIMITED:
+            words = f"Your rate limit resets in ~{act.retry_after_s}s."
             body: dict[str, Any] = {
-                "detail": f"Request was throttled. Your rate limit resets in ~{act.retry_after_s}s.",
+                "detail": f"Request was throttled. {words}",
                 "status": 429,
                 "retry_after": act.retry_after_s,
             }

@@ -1,10 +1,10 @@
-"""Runs an ASGI application as a real server on a free loopback port, in a thread of this process."""
+"""Runs an ASGI application as a real server on a free loopback port, in a thread."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import socket as Socket
 from typing import Literal
 
 import uvicorn
@@ -38,31 +38,31 @@ def serving(
         lifespan=lifespan,
         log_level="critical",
     )
-    socket = config.bind_socket()
+    listener = config.bind_socket()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(run(config, socket, stop),), name="fake-provider"
+        target=loop.run_until_complete, args=(run(config, listener, stop),), name="fake-provider"
     )
     thread.start()
     try:
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=10)
         loop.close()
-        socket.close()
+        listener.close()
 
 
-async def run(config: uvicorn.Config, socket: Socket, stop: asyncio.Event) -> None:
+async def run(config: uvicorn.Config, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve until `stop`, then at once end what is left: nobody waits for a fake."""
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
-    await server.startup(sockets=[socket])
+    await server.startup(sockets=[listener])
     await stop.wait()
     server.force_exit = True
-    await server.shutdown(sockets=[socket])
+    await server.shutdown(sockets=[listener])
     await server.lifespan.shutdown()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:

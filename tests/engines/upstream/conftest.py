@@ -152,7 +152,7 @@ class House:
 
     async def ask(self, prompt: str = "a fox", **said: Any) -> Prediction:
         assert self.service is not None
-        given = {"output_format": OutputFormat.PNG, "seed": next(self.seeds)} | said
+        given: dict[str, Any] = {"output_format": OutputFormat.PNG, "seed": next(self.seeds)} | said
         params = ImageParams(model=said.pop("model", KONTEXT), prompt=prompt, **given)
         return await self.service.create(params, Origin(dialect="native"), OPEN_CALLER)
 

@@ -215,7 +215,7 @@ async def test_a_frozen_process_does_not_submit_what_was_given_up_meanwhile(
         await intend(attempt, lease_until)  # type: ignore[arg-type]
         house.clock.advance(6)  # stopped right here, and continued
 
-    house.attempts.intend = slowly  # type: ignore[method-assign,assignment]
+    house.attempts.intend = slowly  # type: ignore[method-assign]
     asked = await house.ask()
     await house.until(lambda: _has_state(house, asked.id, AttemptState.VOID))
     house.attempts.intend = intend  # type: ignore[method-assign]

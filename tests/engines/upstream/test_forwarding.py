@@ -197,3 +197,22 @@ async def test_a_job_that_takes_too_long_is_given_up(house: House, lend: Lend) -
 
 async def _states(house: House, prediction_id: str, states: list[AttemptState]) -> bool:
     return [attempt.state for attempt in await house.attempts.of(prediction_id)] == states
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ChannelKind.REPLICATE, "black-forest-labs/flux-kontext-pro"),
+        (ChannelKind.BFL, "flux-kontext-pro"),
+        (ChannelKind.WAVESPEED, "wavespeed-ai/flux-kontext-pro/text-to-image"),
+        (ChannelKind.OPENAI, "flux-kontext-pro"),
+    ],
+)
+async def test_a_model_without_a_name_of_theirs_gets_the_usual_one(
+    house: House, lend: Lend, kind: ChannelKind, name: str
+) -> None:
+    fake, spec = lend(kind, models={"*": ""})
+    house.channel(spec)
+    await house.open()
+    assert (await house.made()).status is PredictionStatus.SUCCEEDED
+    assert next(iter(fake.works.values())).model == name

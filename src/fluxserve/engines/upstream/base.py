@@ -68,6 +68,15 @@ class Desk:
     def seconds(self, count: float) -> timedelta:
         return timedelta(seconds=count)
 
+    def callback_url(self, channel: Channel, token: str) -> str:
+        """Where the provider of `channel` can call back; "" when it cannot.
+
+        Providers take https only; http is for one that is reached over http itself.
+        """
+        base = self.callback_base
+        is_plain = channel.spec.base_url.startswith("http://")
+        return base + token if base.startswith("https://") or (base and is_plain) else ""
+
     async def order(
         self, prediction: Prediction, channel: Channel, model: str, token: str, part: int
     ) -> Order:
@@ -88,7 +97,7 @@ class Desk:
             request=share,
             images=tuple(images),
             mask=mask,
-            callback_url=f"{self.callback_base}{token}" if self.callback_base else "",
+            callback_url=self.callback_url(channel, token),
         )
 
     async def refuse(self, prediction: Prediction, failure: Failure) -> None:

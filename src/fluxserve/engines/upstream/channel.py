@@ -72,8 +72,22 @@ class ChannelSpec:
         for pattern, theirs in self.models.items():
             for name in names:
                 if fnmatchcase(name.lower(), pattern.lower()):
-                    return theirs or (pattern if "*" not in pattern else name)
+                    return theirs or self._usual(names)
         return None
+
+    def _usual(self, names: tuple[str, ...]) -> str:
+        """The name that services of this kind give to a model of ours."""
+
+        def first(fits: Callable[[str], bool]) -> str:
+            return next(filter(fits, names), names[0])
+
+        match self.kind:
+            case ChannelKind.WAVESPEED:
+                return first(lambda name: name.startswith("wavespeed-ai/"))
+            case ChannelKind.BFL | ChannelKind.OPENAI:
+                return first(lambda name: "/" not in name)
+            case _:
+                return names[0]
 
 
 def check(spec: ChannelSpec) -> ChannelSpec:

@@ -90,7 +90,7 @@ async def _impossible(
 ) -> None:
     """The provider cannot be asked: a callback may still tell; else the operator's rule holds."""
     left_s = channel.spec.reconcile_grace_s - _age_s(desk, attempt)
-    if desk.callback_base and left_s > 0:
+    if desk.callback_url(channel, attempt.id) and left_s > 0:
         await _later(desk, attempt, left_s)
     else:
         await _give_up(desk, attempt, prediction, channel)

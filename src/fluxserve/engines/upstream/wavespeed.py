@@ -64,11 +64,12 @@ class Wavespeed:
 
     async def prepare(self, order: Order) -> Letter:
         values = fields(order, self.spec)
+        model = _variant(order)
         return Letter(
-            path=f"/{order.model}",
+            path=f"/{model}",
             params={"webhook": order.callback_url} if order.callback_url else {},
             body=values | await self._pictures(order),
-            facts={"sent": json.dumps(values)},
+            facts={"sent": json.dumps(values), "model": model},
         )
 
     async def submit(self, letter: Letter, order: Order) -> Accepted:
@@ -98,9 +99,10 @@ class Wavespeed:
     async def find(self, lost: Lost, taken: Taken) -> Accepted | Lookup:
         sent = json.loads(lost.facts.get("sent", "{}"))
         oldest = lost.created_at - CLOCK_SKEW
+        model = lost.facts.get("model", lost.model)
         candidates: list[str] = []
         for page in range(1, PAGES_MAX + 1):
-            asked: dict[str, JSON] = {"page": page, "page_size": PAGE, "model": lost.model}
+            asked: dict[str, JSON] = {"page": page, "page_size": PAGE, "model": model}
             answer = await self.wire.ask("POST", "/predictions", body=asked)
             if not answer.is_success:
                 return Lookup.IMPOSSIBLE
@@ -134,7 +136,7 @@ class Wavespeed:
         words = words_of(ChannelKind.WAVESPEED, order.model)
         values: dict[str, JSON] = {}
         links = [await self._picture(picture) for picture in order.images]
-        is_multi = "/multi" in order.model
+        is_multi = "/multi" in _variant(order)
         if words.image_list and links and (is_multi or len(links) > 1):
             values[words.image_list] = links
         elif len(links) > 1:
@@ -183,6 +185,16 @@ class Wavespeed:
                 return Ended(failure=reading.failed(name, words, code), metrics=_metrics(job))
         status = reading.text(job.get("status"))[:40]
         raise PollLie(f"{name} answered with the unknown status {status!r}")
+
+
+def _variant(order: Order) -> str:
+    """Kontext has a name of its own there for text alone, and one for several pictures."""
+    model, count = order.model, len(order.images)
+    if count > 1 and model.endswith(("flux-kontext-pro", "flux-kontext-max", "flux-kontext-dev")):
+        return f"{model}/multi"
+    if count == 0 and model.endswith(("flux-kontext-pro", "flux-kontext-max")):
+        return f"{model}/text-to-image"
+    return model
 
 
 def _accepted(job_id: str, model: str, token: str) -> Accepted:
