@@ -14,7 +14,7 @@ from fluxserve.core.request import (
     OutputFormat,
     Task,
 )
-from fluxserve.core.schema import check
+from fluxserve.core.schema import Kind, check
 from fluxserve.dialects.replicate.inputs import OUTPAINT, Inputs
 
 FORMATS: Mapping[str, OutputFormat] = {
@@ -60,10 +60,18 @@ class Values:
 
 def check_input(inputs: Inputs, body: Mapping[str, JSON]) -> Values:
     """The input's known fields with their defaults; InvalidRequest names every bad one."""
-    checked = check(inputs.fields, body, parent="input")
+    said = {name: value for name, value in body.items() if not _is_blank(inputs, name, value)}
+    checked = check(inputs.fields, said, parent="input")
     if checked.problems:
         raise InvalidRequest.of(checked.problems)
     return Values(checked.values)
+
+
+def _is_blank(inputs: Inputs, name: str, value: JSON) -> bool:
+    """Whether a required text was left empty, which is as good as not given."""
+    field = inputs.field(name)
+    is_text = field is not None and field.required and field.kind is Kind.STRING
+    return is_text and isinstance(value, str) and not value.strip()
 
 
 def to_params(
