@@ -66,9 +66,11 @@ def value_of(field_: Field) -> st.SearchStrategy[Any]:
     """Mostly what the field wants, sometimes at or over its bounds, sometimes anything."""
     low = -5 if field_.min is None else field_.min
     high = 2**33 if field_.max is None else field_.max
+    fitting: st.SearchStrategy[Any]
+    near: st.SearchStrategy[Any]
     match field_.kind:
         case Kind.INTEGER:
-            fitting: st.SearchStrategy[Any] = st.integers(int(low), int(high))
+            fitting = st.integers(int(low), int(high))
             near = st.sampled_from([low - 1, low, high, high + 1, float(low), 1e308])
         case Kind.NUMBER:
             fitting = st.floats(low, high)

@@ -60,8 +60,8 @@ class Shelf:
 
         NotFound with field "version".
         """
-        name, _, version = text.strip().rpartition(":")
-        if not name and version.count("/") == 1:
+        name, colon, version = text.strip().rpartition(":")
+        if not colon and version.count("/") == 1:
             name, version = version, ""
         version = version.lower()
         found: Model | None = None
@@ -69,7 +69,7 @@ class Shelf:
             found = self.named(name) if name else self._by_version.get(version)
         except NotFound:
             found = None
-        if found is None or (version and version != found.version):
+        if found is None or ((colon or version) and version != found.version):
             raise NotFound("there is no such version", field="version")
         return found, version or None
 
