@@ -45,11 +45,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """How often what is drawn; weights need not add up to one."""
+    """How often what is drawn; weights need not add up to one.
+
+    Of the text pictures, `text_extra` show any object seen, named by Unicode; of the rest,
+    `text_core` show every third known object, so that a short run draws some things well.
+    """
 
     kinds: Mapping[str, float]
     text_styles: Mapping[str, float] = field(default_factory=lambda: {"noto": 1.0})
     text_extra: float = 0.0
+    text_core: float = 0.0
     photo_share: float = 0.4
 
 
@@ -228,8 +233,10 @@ class Scenes:
         return Batch(prompts, examples, target, None, layer[:, 3:4])
 
     def text_thing(self) -> int:
-        pool = self.seen if self.random.random() < self.mix.text_extra else self.known
-        return self.random.choice(pool)
+        if self.random.random() < self.mix.text_extra:
+            return self.random.choice(self.seen)
+        core = self.random.random() < self.mix.text_core
+        return self.random.choice(self.known[::3] if core else self.known)
 
     def caption(self, thing: int, style: str, color: str | None, background: str | None) -> str:
         name = self.random.choice(self.things[thing].names)
