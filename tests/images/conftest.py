@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.images.material import LOOPBACK
 
 from fluxserve.images.guard import GuardedClient, Limits
+from tests.images.material import LOOPBACK
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""Pictures to test with, blobs in memory, and a raw server that can misbehave."""
+"""Pictures to test with, and a raw server that can misbehave."""
 
 import asyncio
-import hashlib
 import io
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,8 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from fluxserve.core.errors import FluxserveError, NotFound
-from fluxserve.core.request import BlobRef
+from fluxserve.core.errors import FluxserveError
 from fluxserve.images.guard import GuardedClient
 
 RED, GREEN, BLUE, GREY = (220, 20, 20), (20, 200, 20), (20, 20, 220), (128, 128, 128)
@@ -44,34 +42,6 @@ def exif(orientation: int, order: str = "<") -> bytes:
     mark = b"II" if order == "<" else b"MM"
     entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
     return b"Exif\0\0" + mark + struct.pack(order + "HIH", 42, 8, 1) + entry + b"\0\0\0\0"
-
-
-class MemoryBlobs:
-    """Blobs in a dictionary; counts what is put."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self.puts = 0
-
-    async def put(self, key: str, data: bytes, mime: str) -> BlobRef:
-        self.blobs[key] = data
-        self.puts += 1
-        sha256 = hashlib.sha256(data).hexdigest()
-        return BlobRef(key=key, mime=mime, size_bytes=len(data), sha256=sha256)
-
-    async def get(self, key: str) -> bytes:
-        if key not in self.blobs:
-            raise NotFound("no such blob")
-        return self.blobs[key]
-
-    async def get_range(self, key: str, start: int, end: int) -> bytes:
-        return (await self.get(key))[start:end]
-
-    async def size(self, key: str) -> int:
-        return len(await self.get(key))
-
-    async def delete(self, key: str) -> None:
-        self.blobs.pop(key, None)
 
 
 @dataclass

@@ -6,10 +6,10 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.images.material import FORMS, exif, file_of, quadrants
 
 from fluxserve.core.errors import InvalidRequest, Rule
 from fluxserve.images import codec, containers
+from tests.images.material import FORMS, exif, file_of, quadrants
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -67,6 +67,29 @@ def bomb_jpeg() -> bytes:
     return b"\xff\xd8" + sof + b"\xff\xd9"
 
 
+def jpeg_segments(*segments: tuple[int, bytes]) -> bytes:
+    out = b"\xff\xd8"
+    for marker, body in segments:
+        out += bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+    return out
+
+
+def jpeg_with_two_sizes() -> bytes:
+    """A small size in front, for those who look only there, and the true one behind it."""
+    data = file_of(quadrants(), "JPEG")
+    return jpeg_segments((0xC0, b"\x08\0\x08\0\x08\1\1\x11\0")) + data[2:]
+
+
+def jpeg_of_many_scans() -> bytes:
+    scan = b"\xff\xda" + struct.pack(">H", 8) + b"\1\1\0\0\0\0"
+    return jpeg_segments((0xC2, b"\x08\0\x08\0\x08\1\1\x11\0")) + scan * 101 + b"\xff\xd9"
+
+
+def webp(kind: bytes, body: bytes) -> bytes:
+    chunk = kind + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
 def bomb_bmp() -> bytes:
     return b"BM" + bytes(12) + struct.pack("<Iii", 40, 50000, -50000) + bytes(40)
 
@@ -104,6 +127,35 @@ BAD = {
     "gif, half": (cut("GIF", 0.5), "the file is cut off"),
     "gif, magic only": (b"GIF89a", "the file is cut off"),
     "bmp, half": (cut("BMP", 0.5), "the file is cut off"),
+    "jpeg, no segments": (b"\xff\xd8\xff\xd9", "the file is corrupt: it has no pixels"),
+    "jpeg, garbage": (jpeg_segments((0xE0, b"")) + b"garbage", "the file is corrupt: a JPEG segm"),
+    "jpeg, two sizes": (jpeg_with_two_sizes(), "the file is corrupt: it tells two different siz"),
+    "jpeg, scan bomb": (jpeg_of_many_scans(), "the file is corrupt: it has too many scans"),
+    "jpeg, segment bomb": (
+        b"\xff\xd8" + b"\xff\xfe\0\2" * 1_000_000,
+        "the file is corrupt: it has too many segments",
+    ),
+    "png, segment bomb": (
+        png(png_header(1, 1)) + png((b"tEXt", b""))[8:] * 1_000_000,
+        "the file is corrupt: it has too many segments",
+    ),
+    "webp, no key frame": (webp(b"VP8 ", bytes(20)), "the file is corrupt: a WebP frame does not"),
+    "webp, chunk too long": (
+        webp(b"VP8 ", bytes(20))[:16] + b"\xff\xff\0\0" + bytes(20),
+        "the file is cut off",
+    ),
+    "webp, segment bomb": (
+        b"RIFF" + struct.pack("<I", 8_000_004) + b"WEBP" + b"ABCD\0\0\0\0" * 1_000_000,
+        "the file is corrupt: it has too many segments",
+    ),
+    "gif, no frame": (
+        b"GIF89a" + struct.pack("<HHB", 8, 8, 0) + b"\0\0;",
+        "the file is corrupt: it has no pixels",
+    ),
+    "gif, segment bomb": (
+        b"GIF89a" + struct.pack("<HHB", 8, 8, 0) + b"\0\0!\xfe" + b"\1x" * 1_000_000,
+        "the file is corrupt: it has too many segments",
+    ),
     "bomb, png": (
         png(png_header(40000, 40000), (b"IDAT", b"x"), (b"IEND", b"")),
         "at most 64 megapixels, not 40000 x 40000 (1600.0)",

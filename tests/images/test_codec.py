@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 from PIL import Image, ImageCms
-from tests.images.material import BLUE, FORMS, GREEN, GREY, RED, exif, file_of, quadrants
 
 from fluxserve.core.request import OutputFormat
 from fluxserve.images import codec, containers
 from fluxserve.images.pixels import (
+    convert,
     fit,
     mask_from_alpha,
     mask_from_black,
@@ -18,6 +18,7 @@ from fluxserve.images.pixels import (
     resize,
     shrink,
 )
+from tests.images.material import BLUE, FORMS, GREEN, GREY, RED, exif, file_of, quadrants
 
 # Where the four colours must end up is the same for all eight: that is what upright means.
 CORNERS = {(0.25, 0.25): RED, (0.75, 0.25): GREEN, (0.25, 0.75): BLUE, (0.75, 0.75): GREY}
@@ -269,3 +270,22 @@ def test_masks_say_repaint_in_white_whatever_the_caller_says() -> None:
     drawn.putpixel((1, 0), (255, 255, 255))
     assert list(mask_from_white(drawn).tobytes()) == [0, 255]
     assert list(mask_from_black(drawn).tobytes()) == [255, 0]
+
+
+def test_a_profile_that_is_srgb_already_changes_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    for mode in ("RGB", "P", "L", "LA"):
+        data = file_of(image.convert(mode), "PNG", icc_profile=srgb)
+        assert codec.decode(data).tobytes() == image.convert(mode).convert("RGB").tobytes()
+
+
+def test_a_comment_before_the_first_frame_of_a_gif_is_skipped() -> None:
+    data = file_of(quadrants(), "GIF", comment=b"hello " * 100)
+    assert_same_colours(codec.decode(data))
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte_whatever_the_order() -> None:
+    big = Image.frombytes("I;16B", (2, 1), bytes((0x12, 0x34, 0xFF, 0x00)))
+    big.info["icc_profile"] = b"no profile"
+    assert convert(big, "L").tobytes() == bytes((0x12, 0xFF))

@@ -6,6 +6,9 @@ import ssl
 
 import pytest
 import trustme
+
+from fluxserve.core.errors import InputUnreachable, StartupError
+from fluxserve.images.guard import GuardedClient, Limits
 from tests.images.material import (
     LOOPBACK,
     PRIVATE,
@@ -16,9 +19,6 @@ from tests.images.material import (
     reply,
     serving,
 )
-
-from fluxserve.core.errors import InputUnreachable, StartupError
-from fluxserve.images.guard import GuardedClient, Limits
 
 
 async def test_a_public_answer_is_fetched(guard: GuardedClient) -> None:

@@ -6,10 +6,10 @@ import threading
 import zlib
 
 import pytest
-from tests.images.material import LOOPBACK, PRIVATE, Answers, forever, refusal, reply, serving
 
 from fluxserve.core.errors import TooLarge
 from fluxserve.images.guard import GuardedClient, Limits
+from tests.images.material import LOOPBACK, PRIVATE, Answers, forever, refusal, reply, serving
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 Other", "307 T", "308 P"])

@@ -128,3 +128,25 @@ def test_the_cap_is_judged_by_length_before_anything_is_decoded() -> None:
 def test_a_long_text_that_turns_bad_late_is_refused_too() -> None:
     with pytest.raises(InvalidRequest):
         read("QUJD" * 10_000 + "!!!!")
+
+
+def test_a_text_of_many_pieces_is_read_like_a_short_one() -> None:
+    data = bytes(range(256)) * 12_000
+    text = base64.b64encode(data).decode()
+    assert len(text) > 3 << 20
+    assert read(text, 10**7) == data
+    assert decode_data_uri("data:;base64," + text, field="", size_max_bytes=10**7) == data
+
+
+def test_padding_between_two_pieces_is_refused() -> None:
+    piece = base64.b64encode(bytes((3 << 18) - 1)).decode()
+    assert len(piece) == 1 << 20
+    with pytest.raises(InvalidRequest):
+        read(piece + piece, 10**7)
+
+
+def test_without_a_field_the_message_stands_alone() -> None:
+    with pytest.raises(TooLarge) as caught:
+        decode_base64("A" * 400, field="", size_max_bytes=100)
+    assert caught.value.message == "at most 0.0001 MB, not 0.0 MB"
+    assert caught.value.field is None

@@ -4,15 +4,17 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.images.material import MemoryBlobs, exif, file_of, quadrants, reply, serving
 
 from fluxserve.core.errors import InputUnreachable, InvalidRequest, NotFound, TooLarge
 from fluxserve.core.ports import BlobStore, Intake
 from fluxserve.core.request import BlobRef, ImageInput
 from fluxserve.images.guard import GuardedClient, Limits
 from fluxserve.images.intake import ImageIntake
+from fluxserve.storage.blobs import open_blobs
+from tests.images.material import exif, file_of, quadrants, reply, serving
 
 OWN = "http://our.house/files/"
 
@@ -21,7 +23,7 @@ class House:
     """An intake with its surroundings."""
 
     def __init__(self) -> None:
-        self.blobs = MemoryBlobs()
+        self.blobs = open_blobs("memory://")
         self.links: dict[str, BlobRef] = {}
         self.guard = GuardedClient(["127.0.0.1/32"], Limits(total_s=5.0, size_max_bytes=100_000))
         store: BlobStore = self.blobs
@@ -30,6 +32,11 @@ class House:
         )
         port: Intake = self.intake
         assert port is self.intake
+
+    async def keys(self) -> list[str]:
+        """The keys of everything stored."""
+        later = datetime.now(UTC) + timedelta(hours=1)
+        return [key async for group in self.blobs.written_before(later) for key in group]
 
     async def own(self, url: str) -> BlobRef | None:
         if not url.startswith(OWN):
@@ -56,7 +63,7 @@ async def test_inline_bytes_are_stored_once_under_their_hash(house: House) -> No
     assert first.blob.key == f"inputs/{sha256}.png"
     assert first.blob.sha256 == sha256
     assert (first.blob.mime, first.blob.size_bytes) == ("image/png", len(data))
-    assert list(house.blobs.blobs) == [first.blob.key]
+    assert await house.keys() == [first.blob.key]
 
 
 async def test_width_and_height_are_upright(house: House) -> None:
@@ -65,7 +72,7 @@ async def test_width_and_height_are_upright(house: House) -> None:
     assert (taken.blob.width, taken.blob.height) == (32, 48)
     loaded = await house.intake.load(taken)
     assert (loaded.width, loaded.height, loaded.mime) == (32, 48, "image/jpeg")
-    assert loaded.data == house.blobs.blobs[taken.blob.key]
+    assert loaded.data == await house.blobs.get(taken.blob.key)
 
 
 async def test_a_declared_type_is_not_believed(house: House) -> None:
@@ -93,7 +100,7 @@ async def test_bad_inline_input_is_refused_naming_the_field(house: House, name: 
         await house.intake.take_text(text, "mask")
     assert caught.value.message.startswith(message)
     assert caught.value.field == "mask"
-    assert house.blobs.puts == 0
+    assert await house.keys() == []
 
 
 async def test_too_many_bytes_are_refused_naming_the_field(house: House) -> None:
@@ -111,7 +118,7 @@ async def test_a_url_is_fetched_and_checked_when_the_job_runs(house: House) -> N
     async with serving(answer) as site:
         image = await house.intake.load(ImageInput(url=site.url("/photo.png")))
     assert (image.mime, image.width, image.height) == ("image/jpeg", 32, 48)
-    assert house.blobs.puts == 0
+    assert await house.keys() == []
 
 
 async def test_a_url_without_a_picture_behind_it_is_told_by_its_host(house: House) -> None:
@@ -137,7 +144,7 @@ async def test_our_own_links_are_resolved_inside(house: House) -> None:
     assert taken.blob is not None
     house.links[OWN + "1"] = taken.blob
     image = await house.intake.fetch(OWN + "1")
-    assert image.data == house.blobs.blobs[taken.blob.key]
+    assert image.data == await house.blobs.get(taken.blob.key)
 
 
 async def test_an_uploaded_file_of_ours_is_checked_like_any_other(house: House) -> None:

@@ -12,11 +12,12 @@ from fluxserve.core.errors import NotFound
 from fluxserve.core.events import EventKind
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage.sqlite import SqliteDatabase
-from fluxserve.webhooks.sender import GIVE_UP_S, QUICK_TRIES, RETRY_S
+from fluxserve.webhooks import sender
+from fluxserve.webhooks.sender import GIVE_UP_S, LEASE_S, QUICK_TRIES, RETRY_S
 from fluxserve.webhooks.signing import Message
 from fluxserve.webhooks.traffic import Lanes
 from tests.webhooks.conftest import Post
-from tests.webhooks.material import SECRET, a_prediction, receiving, until
+from tests.webhooks.material import SECRET, receiving, until
 
 
 async def test_a_message_is_sent_signed_and_settled(post: Post) -> None:
@@ -319,5 +320,35 @@ async def test_the_body_is_the_prediction_as_it_is_at_the_time_of_the_try(post: 
         assert b'"status":"canceled"' in (await receiver.next()).body
 
 
-def test_predictions_of_the_tests_have_different_ids() -> None:
-    assert a_prediction().id != a_prediction().id
+async def test_a_result_that_cannot_be_kept_is_tried_again_after_the_lease(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle = post.outbox.settle
+    failures = [OSError("disk")]
+
+    async def shaky(delivery: Delivery) -> None:
+        if failures:
+            raise failures.pop()
+        await settle(delivery)
+
+    post.outbox.settle = shaky  # type: ignore[method-assign]
+    async with receiving() as receiver:
+        (owed,) = await post.owe(receiver.url())
+        await post.deliverer.start()
+        first = await receiver.next()
+        await until(lambda: not post.deliverer._tasks)
+        assert "could not be kept" in caplog.text
+        await post.pass_time(post.clock.at + timedelta(seconds=LEASE_S))
+        assert (await receiver.next()).headers["webhook-id"] == first.headers["webhook-id"]
+        assert (await post.tried(owed, 1)).state is DeliveryState.SENT
+
+
+async def test_more_than_may_be_held_is_claimed_bit_by_bit(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "CLAIM_MAX", 2)
+    async with receiving() as receiver:
+        owed = await post.owe(*[receiver.url() for _ in range(9)])
+        await post.deliverer.start()
+        seen = {(await receiver.next()).headers["webhook-id"] for _ in owed}
+        assert seen == {row.id for row in owed}

@@ -193,3 +193,44 @@ async def test_no_more_predictions_are_followed_than_there_is_room(
         post.bus.publish(output(post, second))
         assert first.id.encode() in (await receiver.next()).body
         assert list(post.updates._stories) == [first.id]
+
+
+async def test_other_events_are_no_news(post: Post) -> None:
+    async with receiving() as receiver:
+        await post.updates.start()
+        prediction = await running(post, receiver, "output", "completed")
+        post.bus.publish(output(post, prediction))
+        await receiver.next()
+        for kind in (EventKind.PROGRESS, EventKind.PREVIEW, EventKind.CANCEL_REQUESTED):
+            post.bus.publish(post.event(prediction, kind))
+        await finish(post, prediction)
+        await idle(post)
+        assert receiver.inbox.empty()
+
+
+async def test_trouble_with_one_story_ends_only_that_one(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(prediction_id: str) -> Prediction:
+        raise OSError("disk")
+
+    read = post.updates._predictions
+    async with receiving() as receiver:
+        await post.updates.start()
+        prediction = await running(post, receiver, "output")
+        post.updates._predictions = broken
+        post.bus.publish(output(post, prediction))
+        await idle(post)
+        assert "could not be told" in caplog.text
+        post.updates._predictions = read
+        post.bus.publish(output(post, prediction))
+        await receiver.next()
+
+
+async def test_after_a_stop_nothing_is_told(post: Post) -> None:
+    async with receiving() as receiver:
+        await post.updates.start()
+        prediction = await running(post, receiver, "output")
+        await post.updates.stop()
+        post.bus.publish(output(post, prediction))
+        assert not post.updates._tasks

@@ -10,10 +10,17 @@ whatever follows the end of the picture are left out of `clean`; colour profiles
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 FORMATS = "JPEG, PNG, WebP, GIF or BMP"
+# A file of four-byte segments would keep the reader busy for seconds. Real files have dozens; a
+# PNG of 100 MB in the usual 8 kB chunks has 12,800.
+SEGMENTS_MAX = 50_000
+# Each scan of a progressive JPEG walks over the whole picture, however small it is in the file.
+# Encoders write some ten; a bomb writes thousands.
+SCANS_MAX = 100
 
 
 class BadContainer(ValueError):
@@ -99,9 +106,9 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 def _read_jpeg(data: bytes) -> Container:
     parts = _Parts(data)
     size: tuple[int, int] | None = None
-    orientation = 1
+    orientation, scans = 1, 0
     position = 2
-    while True:
+    for _ in _segments():
         start = position
         if data[position] != 0xFF:
             raise BadContainer("is corrupt: a JPEG segment does not start where it should")
@@ -121,6 +128,9 @@ def _read_jpeg(data: bytes) -> Container:
             height, width = struct.unpack_from(">HH", data, body + 1)
             size = size or (width, height)
         elif marker == _SOS:
+            scans += 1
+            if scans > SCANS_MAX:
+                raise BadContainer("is corrupt: it has too many scans")
             found = _NEXT_MARKER.search(data, position)
             # Without an end marker the pixels may still be complete: the decoder will tell.
             position = found.start() if found else len(data)
@@ -163,8 +173,7 @@ def _read_png(data: bytes) -> Container:
     orientation = 1
     position = 8
     view = memoryview(data)
-    kind = b""
-    while kind != b"IEND":
+    for _ in _segments():
         start = position
         length, kind = struct.unpack_from(">I4s", data, position)
         position += 12 + length
@@ -179,6 +188,8 @@ def _read_png(data: bytes) -> Container:
             size = struct.unpack_from(">II", data, start + 8)
         if kind == b"eXIf":
             orientation = _orientation(data[start + 8 : position - 4])
+        if kind == b"IEND":
+            break
         is_ancillary = bool(kind[0] & 0x20)
         if is_ancillary and kind not in _PNG_KEPT:
             parts.drop(start, position)
@@ -206,7 +217,9 @@ def _read_webp(data: bytes) -> Container:
     size: tuple[int, int] | None = None
     orientation, flags, is_lossless = 1, 0, False
     position = 12
-    while position + 8 <= end:
+    for _ in _segments():
+        if position + 8 > end:
+            break
         start = position
         kind, length = struct.unpack_from("<4sI", data, position)
         body = position + 8
@@ -268,12 +281,15 @@ def _u24(data: bytes, position: int) -> int:
 def _read_gif(data: bytes) -> Container:
     width, height, packed = struct.unpack_from("<HHB", data, 6)
     position = 13 + (_colour_table_bytes(packed))
+    segments = iter(_segments())
     while data[position] != 0x2C:  # until the first frame
         if data[position] != 0x21:
             raise BadContainer("is corrupt: it has no pixels")
-        position += 2
+        position += 2  # an extension: its label, then blocks, then an empty one
         while data[position]:
+            next(segments)
             position += 1 + data[position]
+        next(segments)
         position += 1
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)
     # A frame may reach beyond the screen; decoders then grow the picture.
@@ -311,6 +327,12 @@ _READERS = {
 # --- shared -------------------------------------------------------------------------------------
 
 
+def _segments() -> Iterator[None]:
+    """As many turns as a file may have segments; BadContainer after them."""
+    yield from repeat(None, SEGMENTS_MAX)
+    raise BadContainer("is corrupt: it has too many segments")
+
+
 class _Parts:
     """The byte ranges of a file that stay."""
 
@@ -319,6 +341,8 @@ class _Parts:
         self._dropped: list[tuple[int, int]] = []
 
     def drop(self, start: int, end: int) -> None:
+        if self._dropped and self._dropped[-1][1] == start:
+            start = self._dropped.pop()[0]
         if start < end:
             self._dropped.append((start, end))
 
