@@ -2,6 +2,7 @@
 
     python -m training.train --config training/configs/cpu-128.json --minutes 80 --workers 2
     python -m training.train ... --resume          goes on from .training/<name>.pt
+    python -m training.train ... --resume --minutes 15 --decay 1      a last, slowing stretch
     touch .training/<name>.stop                    saves and ends after the step in hand
     touch .training/<name>.decay                   starts the final decay of the learning rate now
 
@@ -14,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ class Options:
     resume: bool
     scale: float
     start: Path
+    decay: float | None
 
 
 def draw_group(scenes: Scenes, group: configs.Group, scale: float) -> tuple[Batch, Size]:
@@ -77,6 +79,8 @@ class Trainer:
     def __init__(self, options: Options, rank: int) -> None:
         self.options, self.rank = options, rank
         self.config = configs.read(options.config)
+        if options.decay is not None:
+            self.config = replace(self.config, decay=options.decay)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.path = options.work / f"{self.config.name}.pt"
         torch.manual_seed(self.config.seed)
@@ -313,6 +317,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--scale", type=float, default=1.0, help="times the samples of a step")
     parser.add_argument("--start", type=Path, default=CHECKPOINT)
+    parser.add_argument("--decay", type=float, help="share of the run with a falling rate")
     options = Options(**vars(parser.parse_args()))
     assert math.isfinite(options.minutes)
     (options.work / "meet").unlink(missing_ok=True)
