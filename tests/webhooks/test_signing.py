@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from replicate.webhook import InvalidSignatureError, Webhooks, WebhookSigningSecret
 from standardwebhooks import Webhook
 
 from fluxserve.core.ids import to_uuid
 from fluxserve.core.request import WebhookSpec
+from fluxserve.webhooks.javascript import to_json
 from fluxserve.webhooks.signing import (
     Message,
     Scheme,
@@ -97,6 +99,16 @@ async def test_standard_headers_pass_the_public_validator() -> None:
     headers = await signer().headers(message, a_prediction(), delivery, datetime.now(UTC))
     assert headers["webhook-id"] == delivery.id
     assert Webhook(SECRET).verify(message.body, dict(headers)) == {"logs": "50%|█|"}
+
+
+async def test_standard_headers_pass_replicates_own_validator() -> None:
+    message = Message(body=to_json({"logs": "50%|█|", "metrics": {"predict_time": 2.0}}))
+    signed = await signer().headers(message, a_prediction(), a_delivery(), datetime.now(UTC))
+    secret = WebhookSigningSecret(key=SECRET)
+    body = message.body.decode()
+    Webhooks.validate(headers=dict(signed), body=body, secret=secret, tolerance=60)
+    with pytest.raises(InvalidSignatureError):
+        Webhooks.validate(headers=dict(signed), body=body + " ", secret=secret)
 
 
 async def test_wavespeed_headers_have_the_same_names_and_another_value() -> None:
