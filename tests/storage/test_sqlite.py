@@ -13,7 +13,6 @@ from fluxserve.core.errors import StartupError, Unavailable
 from fluxserve.storage import tables
 from fluxserve.storage.database import Statement, Transition
 from fluxserve.storage.lock import is_held
-from fluxserve.storage.opening import open_database
 from fluxserve.storage.sqlite import SqliteDatabase
 
 INSERT = Statement(insert(tables.meta))
@@ -126,14 +125,6 @@ async def test_the_writer_thread_ends_with_the_database(tmp_path: Path) -> None:
     await database.stop()
     await database.stop()
     assert not [one for one in threading.enumerate() if one.name.startswith("sqlite-")]
-
-
-@pytest.mark.parametrize(
-    "url", ["postgres://x/y", "sqlite:/a", "sqlite://host/a.db", "sqlite:///a?b=c", "a.db"]
-)
-def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(StartupError, match=r"database\.url"):
-        open_database(url)
 
 
 async def test_values_of_the_construct_and_of_the_call_mix(database: SqliteDatabase) -> None:

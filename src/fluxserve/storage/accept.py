@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import bindparam, func, insert, select, text
+from sqlalchemy import bindparam, func, insert, literal_column, select, text
 
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, QueueFull, RateLimited
@@ -43,6 +43,11 @@ COUNT_UNFINISHED = Statement(
     select(func.count())
     .select_from(tables.prediction)
     .where(P.key_id == bindparam("key"), text("finished_at IS NULL"))
+)
+# Where servers share a database, acceptances of one key that are counted must come one by one.
+ONE_BY_ONE = Statement(
+    select(literal_column("1")),
+    select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key")))),
 )
 
 
@@ -114,6 +119,7 @@ def _earlier(prediction: Prediction, idempotency: Idempotency) -> Transition[Pre
 
 
 def _check_concurrency(key_id: str, concurrency_max: int) -> Transition[None]:
+    yield ONE_BY_ONE({"key": key_id})
     rows = yield COUNT_UNFINISHED({"key": key_id})
     if rows[0][0] >= concurrency_max:
         raise RateLimited(

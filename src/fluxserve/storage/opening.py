@@ -3,15 +3,32 @@
 from pathlib import Path
 
 from fluxserve.core.errors import StartupError
+from fluxserve.storage.database import Database
 from fluxserve.storage.sqlite import SqliteDatabase
 
 SQLITE = "sqlite://"
+POSTGRES = ("postgresql://", "postgres://")
 
 
-def open_database(url: str) -> SqliteDatabase:
-    """sqlite:///RELATIVE, sqlite:////ABSOLUTE, or sqlite:// for memory. Call `start` next."""
+def open_database(url: str) -> Database:
+    """sqlite:///RELATIVE, sqlite:////ABSOLUTE, sqlite:// for memory, or postgresql://...
+
+    Call `start` next.
+    """
+    if url.startswith(POSTGRES):
+        return _open_postgres(url)
     rest = url.removeprefix(SQLITE)
     if rest == url or "?" in rest or (rest and not rest.startswith("/")):
-        raise StartupError(f"database.url: sqlite:///PATH, not {url}")
+        raise StartupError(f"database.url: sqlite:///PATH or postgresql://..., not {url}")
     path = rest.removeprefix("/")
     return SqliteDatabase(Path(path).absolute() if path else None)
+
+
+def _open_postgres(url: str) -> Database:
+    try:
+        from fluxserve.storage.postgres import PostgresDatabase
+    except ImportError as error:
+        raise StartupError(
+            "database.url names PostgreSQL: install fluxserve[postgres] for its driver"
+        ) from error
+    return PostgresDatabase(url)

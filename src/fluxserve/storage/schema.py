@@ -1,9 +1,11 @@
-"""Brings a SQLite file to the newest schema: at once when it is new, by Alembic when it is old."""
+"""Brings a database to the newest schema: at once when it is new, by Alembic when it is old."""
 
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
+from sqlalchemy import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from fluxserve.core.errors import StartupError
@@ -14,12 +16,12 @@ REVISION = "0001"  # of tables.py; a test compares it with the newest migration
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def ddl() -> Iterator[str]:
-    """The statements that make an empty SQLite database one of this revision."""
+def ddl(dialect: Dialect = SQLITE) -> Iterator[str]:
+    """The statements that make an empty database one of this revision."""
     for table in METADATA.sorted_tables:
-        yield str(CreateTable(table).compile(dialect=SQLITE))
+        yield str(CreateTable(table).compile(dialect=dialect))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            yield str(CreateIndex(index).compile(dialect=SQLITE))
+            yield str(CreateIndex(index).compile(dialect=dialect))
     yield "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
     yield f"INSERT INTO alembic_version VALUES ('{REVISION}')"
 
@@ -33,31 +35,41 @@ def revision_of(connection: sqlite3.Connection) -> str | None:
     return "" if row is None else str(row[0])
 
 
+def check_revision(revision: str) -> None:
+    """StartupError when a newer build wrote the database."""
+    if revision > REVISION:
+        raise StartupError(
+            f"the database has schema {revision} and this build knows {REVISION}: "
+            "run the newer build, or name another database"
+        )
+
+
 def bring_up_to_date(connection: sqlite3.Connection, path: Path | None) -> None:
-    """Create or migrate; StartupError when a newer build wrote the file. `path` None: memory."""
+    """Create or migrate a SQLite database. `path` None: in memory, so always new."""
     revision = revision_of(connection)
-    if revision == REVISION:
-        return
     if revision is None:
         connection.execute("BEGIN IMMEDIATE")
         for statement in ddl():
             connection.execute(statement)
         connection.execute("COMMIT")
         return
-    if revision > REVISION or path is None:
-        raise StartupError(
-            f"the database has schema {revision} and this build knows {REVISION}: "
-            "run the newer build, or choose another directory with --data-dir"
-        )
-    upgrade(f"sqlite:///{path}")
+    check_revision(revision)
+    if revision != REVISION:
+        upgrade(f"sqlite:///{path}")
 
 
-def upgrade(url: str) -> None:
-    """Run the migrations that are missing. Takes a moment to import, so only when needed."""
+def upgrade(url: str, *, since: str = "", into: TextIO | None = None) -> None:
+    """Run the migrations that are missing; with `into`, write them down as SQL from `since` on.
+
+    Alembic takes a moment to import, so this is called only when there is something to do.
+    """
     from alembic import command
     from alembic.config import Config
 
-    config = Config()
+    config = Config(output_buffer=into)
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["url"] = url
-    command.upgrade(config, "head")
+    if into is None:
+        command.upgrade(config, "head")
+    else:
+        command.upgrade(config, f"{since or 'base'}:head", sql=True)
