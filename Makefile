@@ -32,7 +32,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format src tests bench training
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m docs.generate
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.dev
 	@echo "one script per question: $(BIN)/python -m bench.http, .edit, .scheduling, .store, ..."
