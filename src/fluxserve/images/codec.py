@@ -7,6 +7,7 @@ stored bytes -> decode() -> PIL image      PIL image -> encode() -> EncodedImage
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 from PIL import Image
@@ -155,8 +156,9 @@ def _open(container: Container, field: str) -> ImageFile:
 
 
 def _load(image: ImageFile, field: str) -> None:
+    read: Callable[[], object] = image.load  # untyped in older versions of Pillow
     try:
-        image.load()
+        read()
     except _DECODER_ERRORS as error:
         is_cut_off = "truncated" in str(error)
         what = "cut off" if is_cut_off else "corrupt: it cannot be decoded"
