@@ -6,12 +6,16 @@ A dialect writes the fields of a model in its own words; what is wrong with a bo
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from fluxserve.core.errors import Problem, Rule
 from fluxserve.core.request import JSON
+
+
+FLOAT_MAX = int(sys.float_info.max)
 
 
 class Kind(StrEnum):
@@ -152,7 +156,7 @@ def _judge(field: Field, value: JSON, parent: str) -> list[Problem]:
     if isinstance(value, str):
         return _judge_text(field, value, name)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _judge_number(field, float(value), name)
+        return _judge_number(field, value, name)
     if isinstance(value, Sequence):
         return _judge_array(field, value, name)
     return []
@@ -174,7 +178,8 @@ def _judge_text(field: Field, value: str, name: str) -> list[Problem]:
 
 
 def _judge_number(field: Field, value: float, name: str) -> list[Problem]:
-    if not math.isfinite(value):
+    is_beyond = isinstance(value, int) and field.kind is Kind.NUMBER and abs(value) > FLOAT_MAX
+    if is_beyond or (isinstance(value, float) and not math.isfinite(value)):
         text = "Must be a finite number"
         return [Problem(field=name, rule=Rule.OTHER, message=text)]
     if field.min is not None and value < field.min:
