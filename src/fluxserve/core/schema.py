@@ -14,7 +14,6 @@ from enum import StrEnum
 from fluxserve.core.errors import Problem, Rule
 from fluxserve.core.request import JSON
 
-
 FLOAT_MAX = int(sys.float_info.max)
 
 
