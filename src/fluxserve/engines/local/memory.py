@@ -22,9 +22,8 @@ GIB = 2**30
 # norm, fused linear (7), turned query and key, in float32 while they turn (2 + 4), attention, GELU
 # (4), joined (5), output.
 ROW_WIDTHS = 26
-# Rows that must fit whatever the budget is: an edit of one megapixel with one reference.
-ROWS_MIN = 8704
-PIXELS = 1024 * 1024  # decoded at once
+# What must fit whatever the budget is: an edit at this size with one reference.
+SIDE = 1024  # px
 PIXEL_COPIES = 3  # tensors of the widest full-size layer of the VAE that are alive at once
 STEPS = 28  # whose modulation a request keeps
 # The device's own needs: context, kernels, cuBLAS workspaces, and holes between tensors.
@@ -74,7 +73,7 @@ def plan(
     size = dtype.itemsize
     transformer = _count(network) * size - (_saved(network, size) if is_fp8 else 0)
     text, decoder = sum(_count(part) for part in texts) * size, _count(vae) * size
-    work = _work_bytes(spec, size, max(rows_max, ROWS_MIN), requests_max)
+    work = _work_bytes(spec, size, rows_max, requests_max)
     window = 2 * max(_largest(part) for part in texts) * size
     own = CONTEXT_BYTES.get(device.type, GIB)
     for streams in (False, True):
@@ -148,10 +147,12 @@ def _saved(network: FluxTransformer, size: int) -> int:
 
 def _work_bytes(spec: ModelSpec, size: int, rows: int, requests: int) -> int:
     width, vae = spec.transformer.width, spec.autoencoder
-    of_step = rows * ROW_WIDTHS * width * size
-    of_decoding = PIXELS * PIXEL_COPIES * max(vae.block_out_channels[:2]) * size
+    side = spec.native_size or SIDE
+    rows_min = spec.text_tokens + 2 * spec.tokens(side, side)
+    of_step = max(rows, rows_min) * ROW_WIDTHS * width * size
+    of_decoding = side * side * PIXEL_COPIES * max(vae.block_out_channels[:2]) * size
     parts = 12 * spec.transformer.num_layers + 3 * spec.transformer.num_single_layers + 2
-    kept = STEPS * parts * width * size + ROWS_MIN * spec.transformer.attention_head_dim * 4
+    kept = STEPS * parts * width * size + rows_min * spec.transformer.attention_head_dim * 4
     return of_step + of_decoding + requests * kept
 
 
