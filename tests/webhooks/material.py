@@ -142,5 +142,5 @@ async def receiving(host: str = "127.0.0.1", status: int = 200) -> AsyncIterator
 async def until(is_so: Callable[[], bool]) -> None:
     """Let the loop turn until something is so, ten seconds at the most."""
     async with asyncio.timeout(10):
-        while not is_so():  # noqa: ASYNC110 - it has no event of its own
+        while not is_so():
             await asyncio.sleep(0.005)
