@@ -16,6 +16,7 @@ from fluxserve.flux import packing, schedule
 from fluxserve.flux.autoencoder import Autoencoder, from_pixels, to_pixels
 from fluxserve.flux.cache import Cache
 from fluxserve.flux.encoders import ClipText, T5Encoder
+from fluxserve.flux.skips import skip_map
 from fluxserve.flux.spec import FLUX_KONTEXT_DEV, FLUX_SCHNELL, ScheduleSpec, tiny
 from fluxserve.flux.text import load_tokenizer
 from fluxserve.flux.weights import Model
@@ -126,6 +127,19 @@ def test_noise_levels_equal_the_reference(spec: ScheduleSpec, steps: int, tokens
     torch.testing.assert_close(
         schedule.sigmas(steps, tokens, spec), theirs.sigmas, rtol=0, atol=1.2e-7
     )
+
+
+def test_a_fast_run_computes_the_first_and_last_three_and_one_in_three_between() -> None:
+    found = "".join(str(int(step)) for step in skip_map(28))
+    assert found == "1110100100100100100100100111"
+    assert skip_map(6) == (True,) * 6
+
+
+def test_extrapolation_is_exact_on_a_straight_line() -> None:
+    start, slope = torch.randn(5), torch.randn(5)
+    one, two, three = (torch.tensor(sigma) for sigma in (0.9, 0.7, 0.4))
+    found = schedule.extrapolated(start + two * slope, start + one * slope, two, one, three)
+    assert_close(found, start + three * slope)
 
 
 def test_a_step_equals_the_reference() -> None:

@@ -1,7 +1,7 @@
 """Whole pictures on the weights of the package, against the pipelines of diffusers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ class Wish:
     guidance: float
     seed: int
     edit: bool = False
+    skips: bool = False
 
 
 WISHES = (
@@ -51,6 +52,7 @@ def begin(model: Model, wish: Wish) -> Sample:
         num_steps=wish.steps,
         guidance=wish.guidance,
         references=[model.autoencoder.encode(pixels)] if wish.edit else [],
+        skips=wish.skips,
     )
     return sample.begin(model, condition, wish.seed)
 
@@ -123,6 +125,25 @@ def test_a_step_that_gives_no_numbers_names_the_culprit_and_moves_nobody(embedde
     assert good.latents is before
     sample.advance(embedded, [good])
     assert good.step == 1
+
+
+def test_a_fast_run_computes_half_of_the_steps_and_stays_close(embedded: Model) -> None:
+    exact = Wish("make it sepia", 28, 1.5, 5, edit=True)
+    fast = begin(embedded, replace(exact, skips=True))
+    forwards = 0
+    while not fast.is_done:
+        sample.advance(embedded, [fast])
+        forwards += 1
+    assert forwards == 13
+    (expected,) = run(embedded, [exact])
+    assert (sample.finish(embedded, fast).float() - expected.float()).abs().mean() < 6
+
+
+def test_a_fast_run_changes_nothing_for_its_company(embedded: Model) -> None:
+    exact = Wish("a taxi", 12, 2.0, 5)
+    company = [exact, replace(exact, skips=True, seed=6)]
+    (alone,) = run(embedded, [exact])
+    assert (run(embedded, company)[0].int() - alone.int()).abs().max() <= 1
 
 
 def test_a_preview_resembles_the_picture(embedded: Model) -> None:

@@ -16,6 +16,7 @@ from fluxserve.flux import packed, packing, schedule
 from fluxserve.flux.autoencoder import to_pixels
 from fluxserve.flux.prepare import Adapter, Prepared, prepare
 from fluxserve.flux.preview import preview
+from fluxserve.flux.skips import skip_map
 from fluxserve.flux.spec import Guidance
 from fluxserve.flux.weights import Model
 
@@ -47,6 +48,7 @@ class Condition:
     unprompted: Prepared | None  # the second row of true classifier-free guidance
     guidance: float
     repaint: Repaint | None = None
+    computed: tuple[bool, ...] = ()  # by step; others are extrapolated. Empty: all are computed
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +59,9 @@ class Sample:
     noise: Tensor  # (height * width, in_channels), in the dtype of the model
     latents: Tensor  # likewise
     step: int = 0  # how many are done
-    velocity: Tensor | None = None  # of the last step, for previews
+    velocity: Tensor | None = None  # of the last step
+    computed_at: int = 0  # the step of the last velocity that was computed
+    slope_from: tuple[Tensor, int] | None = None  # the computed velocity before it, and its step
 
     @property
     def num_steps(self) -> int:
@@ -94,11 +98,13 @@ def condition(
     adapters: Sequence[Adapter] = (),
     repaint: Repaint | None = None,
     first_step: int = 0,
+    skips: bool = False,
 ) -> Condition:
     """Prepare pictures of width x height px, multiples of `pixels_per_token`.
 
     `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W. With
     `first_step` the denoising starts there, from the picture of `repaint` instead of pure noise.
+    With `skips` only the steps of `skip_map` are computed.
     """
     spec = model.spec
     rows, columns = height // spec.pixels_per_token, width // spec.pixels_per_token
@@ -133,6 +139,7 @@ def condition(
         unprompted=row(negative_prompt) if away else None,
         guidance=guidance,
         repaint=repaint,
+        computed=skip_map(len(sigmas) - 1) if skips else (),
     )
 
 
@@ -150,23 +157,46 @@ def begin(model: Model, condition: Condition, seed: int) -> Sample:
 def advance(model: Model, samples: Sequence[Sample]) -> None:
     """One noise level down for each of `samples`, in one forward pass.
 
-    All of them move or none does: where NotANumber or a device error is raised, every sample is as
-    it was before, and the step can be tried again with fewer.
+    Levels that a sample extrapolates are taken with it. All of them move or none does: where
+    NotANumber or a device error is raised, every sample is as it was before, and the step can be
+    tried again with fewer.
     """
     velocities = _velocities(model, samples)
     finite = torch.stack([velocity.isfinite().all() for velocity in velocities]).tolist()
     if not all(finite):
         raise NotANumber([at for at, good in enumerate(finite) if not good])
-    moved = [_moved(s, v) for s, v in zip(samples, velocities, strict=True)]
+    moved = [_moved(s, s.step, s.latents, v) for s, v in zip(samples, velocities, strict=True)]
     for sample, latents, velocity in zip(samples, moved, velocities, strict=True):
+        if sample.condition.computed and sample.velocity is not None and sample.step > 0:
+            sample.slope_from = (sample.velocity, sample.computed_at)
         sample.latents, sample.velocity = latents, velocity
+        sample.computed_at = sample.step
+        sample.step += 1
+        _extrapolate(sample)
+
+
+def _extrapolate(sample: Sample) -> None:
+    """Take the levels that follow a computed one and are not computed themselves."""
+    condition = sample.condition
+    while condition.computed and not sample.is_done and not condition.computed[sample.step]:
+        assert sample.velocity is not None
+        assert sample.slope_from is not None
+        before, at_before = sample.slope_from
+        velocity = schedule.extrapolated(
+            sample.velocity,
+            before,
+            condition.sigmas[sample.computed_at],
+            condition.sigmas[at_before],
+            condition.sigmas[sample.step],
+        )
+        sample.latents = _moved(sample, sample.step, sample.latents, velocity)
         sample.step += 1
 
 
-def _moved(sample: Sample, velocity: Tensor) -> Tensor:
+def _moved(sample: Sample, step: int, latents: Tensor, velocity: Tensor) -> Tensor:
     """The latents one level down; outside of a mask, the picture that is there."""
-    sigma, following = sample.condition.sigmas[sample.step : sample.step + 2]
-    latents = schedule.euler(sample.latents, velocity, sigma, following)
+    sigma, following = sample.condition.sigmas[step : step + 2]
+    latents = schedule.euler(latents, velocity, sigma, following)
     repaint = sample.condition.repaint
     if repaint is None or repaint.mask is None:
         return latents

@@ -41,6 +41,14 @@ def clean(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return latents.float() - sigma * velocity.float()
 
 
+def extrapolated(
+    velocity: Tensor, before: Tensor, sigma: Tensor, sigma_before: Tensor, sigma_now: Tensor
+) -> Tensor:
+    """The velocity at `sigma_now` on the straight line through two that were computed."""
+    slope = (velocity - before) / (sigma - sigma_before)
+    return velocity + (sigma_now - sigma) * slope
+
+
 def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """A clean picture at noise level `sigma`, in the dtype of `noise`."""
     return (sigma * noise + (1.0 - sigma) * latents).to(noise.dtype)

@@ -102,9 +102,7 @@ def load(
         (t5, of_text),
     )
     for part, where in parts:
-        part.to(dtype=kind)
-        part.to_empty(device=where)
-        part.requires_grad_(False).eval()
+        _place(part, kind, where)
     _fill(network, folder / "transformer", lambda name: names.get(name))
     _fill(vae, folder / "vae", Placement)
     _fill(clip, folder / "text_encoder", lambda name: Placement(clip_names(name)))
@@ -134,6 +132,18 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise WeightsError(f"{folder.name}/{path.name}: damaged; download it again") from error
+
+
+def _place(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Room for the parameters of a module that was built without any.
+
+    Not `to` and `to_empty`: on modules without room these import torch's compiler, for a second.
+    """
+    for layer in module.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            room = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(layer, name, nn.Parameter(room, requires_grad=False))
+    module.eval()
 
 
 def _fill(module: nn.Module, folder: Path, place: Callable[[str], Placement | None]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 import torch
 from PIL import Image, ImageChops
+from safetensors.torch import save_file
 
 from fluxserve.core.errors import EngineError, InvalidRequest, StartupError
 from fluxserve.core.ports import (
@@ -27,8 +28,8 @@ from fluxserve.core.ports import (
     Progress,
     Report,
 )
-from fluxserve.core.request import ImageRequest, Margins, OutputFormat, Task
-from fluxserve.engines.local.engine import LocalEngine
+from fluxserve.core.request import ImageRequest, LoraRef, Margins, OutputFormat, Task
+from fluxserve.engines.local.engine import LocalEngine, LoraFiles
 from fluxserve.engines.local.process import Setup
 from fluxserve.flux import sample, weights
 from fluxserve.flux.autoencoder import from_pixels
@@ -39,6 +40,7 @@ from fluxserve.images.codec import encode
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODEL = "fluxserve/embedded"
+WIDTH = inspect(embedded_folder()).transformer.width
 SIDE = inspect(embedded_folder()).native_size or 64
 
 
@@ -46,7 +48,14 @@ SIDE = inspect(embedded_folder()).native_size or 64
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalEngine]:
     spool = tmp_path_factory.mktemp("spool")
     setup = Setup(model=embedded_folder(), device="cpu", threads=1, spool=spool)
-    found = LocalEngine("embedded", [setup])
+    folder = tmp_path_factory.mktemp("loras")
+    pair = {"lora_A": torch.randn(4, WIDTH), "lora_B": torch.randn(WIDTH, 4)}
+    layer = "transformer.single_transformer_blocks.0.attn.to_v"
+    save_file(
+        {f"{layer}.{name}.weight": x for name, x in pair.items()}, folder / "wild.safetensors"
+    )
+    (folder / "broken.safetensors").write_bytes(b"nothing")
+    found = LocalEngine("embedded", [setup], loras=LoraFiles(folder))
     await found.start()
     await found.wait_ready()
     yield found
@@ -222,6 +231,46 @@ async def test_little_strength_stays_close_to_the_picture(engine: LocalEngine) -
 
     assert distance(kept.image) < 25 < distance(lost.image)
     assert report(found[0]).metrics["model_calls"] == 1
+
+
+async def test_a_lora_changes_its_own_picture_only(engine: LocalEngine) -> None:
+    plain = job("plain", "a taxi")
+    dressed = job("dressed", "a taxi", loras=(LoraRef(path="wild", scale=0.2),))
+    before, during, changed = await asyncio.gather(
+        collect(engine, replace(plain, prediction_id="before")),
+        collect(engine, plain),
+        collect(engine, dressed),
+    )
+    (first,), (second,), (third,) = (outputs(updates) for updates in (before, during, changed))
+    assert difference(pixels(first.image), pixels(second.image)) <= 1
+    assert difference(pixels(first.image), pixels(third.image)) > 10
+
+
+@pytest.mark.parametrize("name", ["nobody", "../wild", "/etc/passwd", "broken", ""])
+async def test_a_lora_that_cannot_be_used_fails_its_request(engine: LocalEngine, name: str) -> None:
+    with pytest.raises(EngineError, match="loras: ") as caught:
+        await collect(engine, job("lora", "a taxi", loras=(LoraRef(path=name),)))
+    assert caught.value.field == "loras"
+
+
+async def test_four_pictures_can_be_read_at_once(engine: LocalEngine) -> None:
+    wanted = job("four", "make it sepia", photo())
+    wanted = replace(wanted, images=wanted.images * 4)
+    assert len(outputs(await collect(engine, wanted))) == 1
+
+
+async def test_a_fast_run_says_what_it_left_out(engine: LocalEngine) -> None:
+    updates = await collect(engine, job("fast", "a taxi", num_steps=28, go_fast=True))
+    facts = report(updates).metrics
+    assert (facts["model_calls"], facts["approximations"]) == (13, ["skip"])
+
+
+async def test_a_picture_seen_before_is_not_encoded_again(engine: LocalEngine) -> None:
+    await collect(engine, job("seen", "make it sepia", photo(SIDE, 48)))
+    again = report(await collect(engine, job("again", "make it grayscale", photo(SIDE, 48))))
+    caches = again.metrics["caches"]
+    assert isinstance(caches, dict)
+    assert caches["references"]["hits"] >= 1
 
 
 async def test_a_picture_that_cannot_be_read_fails_alone_and_names_the_field(

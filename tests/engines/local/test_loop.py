@@ -15,6 +15,7 @@ from fluxserve.engines.local.policy import Policy
 from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
 from fluxserve.engines.local.scheduler import Scheduler
 from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order, Up
+from fluxserve.flux.skips import skip_map
 from tests.engines.local.test_plan import TEXT
 
 PICTURE = EncodedImage(data=b"picture", mime="image/png", width=8, height=8)
@@ -51,10 +52,13 @@ class Device:
             num_steps=order.num_steps,
             first_step=0,
             shape=full(10),
+            skips=order.go_fast,
             notes=("noted",) if order.prompt == "note" else (),
         )
 
-    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Sequence[Blank]:
+    def encode(
+        self, order: Order, files: Sequence[bytes], plan: Plan, note: Callable[[str], None]
+    ) -> Sequence[Blank]:
         if order.prompt == "unreadable":
             raise EngineError("images: cannot be read", field="images")
         return [Blank(order, order.seed + index) for index in order.indexes]
@@ -75,6 +79,9 @@ class Device:
             raise Spoiled([at for at, prompt in enumerate(prompts) if prompt == "nan"])
         for sample in samples:
             sample.step += 1
+            later = [*skip_map(sample.order.num_steps)[sample.step :], True]
+            if sample.order.go_fast:
+                sample.step += later.index(True)
 
     def glimpse(self, sample: Blank, plan: Plan) -> Callable[[], EncodedImage] | None:
         return lambda: PICTURE
@@ -175,6 +182,16 @@ def test_a_report_tells_where_the_time_went(bench: Bench) -> None:
     assert ended.metrics["device"] == "scripted"
     for name in ("queue_s", "encode_s", "denoise_s", "decode_s", "engine_s"):
         assert ended.metrics[name] >= 0
+
+
+def test_extrapolated_steps_cost_no_forward(bench: Bench) -> None:
+    bench.order("j0", num_steps=28, go_fast=True)
+    bench.finish()
+    (ended,) = (m for m in bench.said if isinstance(m, Ended))
+    assert ended.metrics["model_calls"] == len(bench.device.forwards) == 13
+    assert ended.metrics["steps"] == 28
+    assert ended.metrics["approximations"] == ["skip"]
+    assert [m for m in bench.said if isinstance(m, Moved)][-1].step == 28
 
 
 @pytest.mark.parametrize("prompt", ["nan", "crash"])

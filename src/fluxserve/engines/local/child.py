@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fluxserve.core.ports import EncodedImage
 from fluxserve.engines.local.cores import physical_cores
@@ -37,9 +37,13 @@ from fluxserve.engines.local.wire import (
     receive_blocking,
 )
 
+if TYPE_CHECKING:
+    from fluxserve.flux.weights import Model
+
 log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
+SMALL_BYTES = 2**30  # a model below that fits everywhere
 # OpenMP threads that wait burn their core; after so many rounds (some 50 us) they sleep instead.
 OPENMP_SPINS = "20000"
 EXIT_REFUSED, EXIT_LOST = 3, 4
@@ -57,6 +61,7 @@ class Arguments:
     spool: Path
     rows_max: int
     preview_steps: int
+    requests_max: int
 
 
 class Voice:
@@ -109,6 +114,7 @@ def _parse(arguments: Sequence[str]) -> Arguments:
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--rows-max", type=int, default=0)
     parser.add_argument("--preview-steps", type=int, default=0)
+    parser.add_argument("--requests-max", type=int, default=16)
     return Arguments(**vars(parser.parse_args(arguments)))
 
 
@@ -127,12 +133,11 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     from fluxserve.engines.local.policy import Policy
     from fluxserve.engines.local.runner import Runner, calibrate
     from fluxserve.engines.local.scheduler import Scheduler
-    from fluxserve.flux import weights
     from fluxserve.flux.folder import WeightsError
 
     try:
         torch.set_num_threads(said.threads or physical_cores())
-        model = weights.load(said.model, device=said.device, dtype=said.dtype)
+        model = _load(said)
     except (WeightsError, OSError, RuntimeError) as error:
         voice(Refused(message=str(error)))
         return EXIT_REFUSED
@@ -172,6 +177,35 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
         log.exception("the device is lost; the process ends and is replaced")
         os._exit(EXIT_LOST)
     return 0
+
+
+def _load(said: Arguments) -> Model:
+    """Read the weights, after working out whether and how they fit."""
+    from fluxserve.engines.local import memory
+    from fluxserve.flux import weights
+    from fluxserve.flux.folder import inspect
+
+    is_fp8 = said.dtype == "fp8"
+    number = "auto" if is_fp8 else said.dtype
+    if sum(path.stat().st_size for path in said.model.rglob("*.safetensors")) < SMALL_BYTES:
+        return weights.load(said.model, device=said.device, dtype=number, is_fp8=is_fp8)
+    device = weights.choose_device(said.device)
+    plan = memory.plan(
+        inspect(said.model),
+        device=device,
+        dtype=weights.choose_dtype(number, device),
+        is_fp8=is_fp8,
+        rows_max=said.rows_max,
+        requests_max=said.requests_max,
+    )
+    log.info("%s", plan.sentence)
+    return weights.load(
+        said.model,
+        device=said.device,
+        dtype=number,
+        is_fp8=is_fp8,
+        streams_text=plan.streams_text,
+    )
 
 
 class _Listener(Protocol):

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
@@ -64,10 +65,43 @@ class EngineSettings(Protocol):
     def preview_steps(self) -> int: ...
 
 
+class LoraSource(Protocol):
+    """Where adapters come from."""
+
+    async def path_of(self, name: str) -> Path:
+        """The file behind a name or URL; EngineError or InvalidRequest when there is none."""
+        ...
+
+
+class LoraFiles:
+    """Adapters by name in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def path_of(self, name: str) -> Path:
+        return await asyncio.to_thread(self._find, name)
+
+    def _find(self, name: str) -> Path:
+        folder = self._folder.resolve()
+        for candidate in (folder / name, folder / f"{name}.safetensors"):
+            found = candidate.resolve()
+            if found.is_relative_to(folder) and found.is_file():
+                return found
+        raise EngineError(f"loras: there is no LoRA named {name!r} on this server", field="loras")
+
+
 class LocalEngine:
     """One model on one or several devices of this machine."""
 
-    def __init__(self, name: str, setups: Sequence[Setup], *, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        name: str,
+        setups: Sequence[Setup],
+        *,
+        capacity: int = CAPACITY,
+        loras: LoraSource | None = None,
+    ) -> None:
         """StartupError when the model folder cannot be used."""
         self.name = name
         self.capacity = capacity * len(setups)
@@ -77,6 +111,7 @@ class LocalEngine:
             raise StartupError(f"the model of engine {name}: {error}") from error
         self._spool = setups[0].spool
         self._processes = [EngineProcess(setup) for setup in setups]
+        self._loras = loras
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
 
     @classmethod
@@ -94,12 +129,14 @@ class LocalEngine:
                 threads=settings.threads,
                 rows_max=settings.batch_tokens_max,
                 preview_steps=settings.preview_steps,
+                requests_max=settings.concurrency,
                 spool=Path(data_dir) / "spool" / name,
                 stuck_s=settings.stuck_s,
             )
             for device in devices or ["auto"]
         ]
-        return cls(name, setups, capacity=settings.concurrency)
+        loras = LoraFiles(Path(data_dir) / "loras")
+        return cls(name, setups, capacity=settings.concurrency, loras=loras)
 
     async def start(self) -> None:
         """Start the processes; `trouble` says until when they are loading."""
@@ -209,7 +246,7 @@ class LocalEngine:
         """Hand the job to the ready device that has the fewest, waiting for one if need be."""
         files = [image.data for image in job.images] + ([job.mask.data] if job.mask else [])
         left = tuple(i for i in range(job.request.num_outputs) if i not in done)
-        order = _order_of(job, left, alone=alone)
+        order = replace(_order_of(job, left, alone=alone), loras=await self._lora_paths(job))
         while True:
             await self.wait_ready()
             ready = [process for process in self._processes if process.ready is not None]
@@ -217,6 +254,17 @@ class LocalEngine:
                 with contextlib.suppress(Lost):
                     return process, await process.submit(order, files), order
             await asyncio.sleep(AWAY_S)
+
+    async def _lora_paths(self, job: Job) -> tuple[tuple[str, float], ...]:
+        """The adapters of a request as files on this machine, with their scales."""
+        if not job.request.loras:
+            return ()
+        if self._loras is None:
+            raise EngineError("loras: this engine has no place to take them from", field="loras")
+        paths = [await self._loras.path_of(lora.path) for lora in job.request.loras]
+        return tuple(
+            (str(path), lora.scale) for path, lora in zip(paths, job.request.loras, strict=True)
+        )
 
     async def _update(
         self, message: Moved | Glimpse | Made | Note, blobs: Sequence[bytes]

@@ -176,7 +176,12 @@ class Loop(Generic[H]):
         began = self._clock()
         samples: Sequence[H] = ()
         if not run.is_over:
-            samples = self._worker.encode(run.order, run.files, run.plan)
+            samples = self._worker.encode(
+                run.order,
+                run.files,
+                run.plan,
+                lambda text: self._send(Note(id=run.id, text=text), ()),
+            )
         return Encoded(run, samples, self._clock() - began)
 
     def _give(
@@ -244,8 +249,10 @@ class Loop(Generic[H]):
     def _retire(self, step: Step, members: Sequence[tuple[Run[H], int]], began: float) -> None:
         now = self._clock()
         done = {sample.id for sample in self._scheduler.finish(step, max(now - began, 1e-9))}
+        levels = {move.sample_id: move.levels for move in step.moves}
         for run, index in members:
-            run.steps += 1
+            run.steps += levels[f"{run.id}/{index}"]
+            run.calls += 1
             run.shared += len(members)
             run.first_step_at = began if run.first_step_at is None else run.first_step_at
             run.last_step_at = now

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxserve.core.errors import EngineError
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import OutputFormat, Task
+from fluxserve.engines.local.adapters import Adapters
 from fluxserve.engines.local.plan import Plan
 from fluxserve.engines.local.turns import Turns
 from fluxserve.engines.local.wire import Order
 from fluxserve.flux import packing, sample
 from fluxserve.flux.autoencoder import from_pixels
 from fluxserve.flux.cache import Cache, CacheStats
+from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.prepare import Adapter
 from fluxserve.flux.sample import Condition, Repaint, Sample
 from fluxserve.flux.weights import Model
@@ -27,11 +31,12 @@ from fluxserve.images.codec import decode as decode_file
 from fluxserve.images.codec import encode as encode_file
 from fluxserve.images.pixels import resize
 
+LORA_CACHE_BYTES = 2 * 2**30
 REFERENCE_CACHE_BYTES = 256 * 2**20  # 500 references of 1 MP in bfloat16
 PREVIEW_SIDE = 256  # px, the longer one
 PREVIEW_QUALITY = 70
 
-AdapterSource = Callable[[Sequence[tuple[str, float]]], Sequence[Adapter]]
+Note = Callable[[str], None]
 
 
 class Pipeline:
@@ -40,10 +45,12 @@ class Pipeline:
     `turns` is held while the device works, and not while files are read or written.
     """
 
-    def __init__(self, model: Model, turns: Turns, adapters: AdapterSource | None = None) -> None:
+    def __init__(self, model: Model, turns: Turns) -> None:
         self.model = model
         self._turns = turns
-        self._adapters = adapters
+        self._adapters = Adapters(
+            model.spec.transformer, model.device, model.dtype, bytes_max=LORA_CACHE_BYTES
+        )
         self._references: Cache[Tensor] = Cache(REFERENCE_CACHE_BYTES, lambda x: x.nbytes)
 
     @property
@@ -52,10 +59,13 @@ class Pipeline:
 
     # --- encode -----------------------------------------------------------------------------------
 
-    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Condition:
-        """Everything that the samples of an order share. InvalidRequest names a broken picture."""
+    def encode(self, order: Order, files: Sequence[bytes], plan: Plan, note: Note) -> Condition:
+        """Everything that the samples of an order share.
+
+        InvalidRequest names a broken picture, EngineError a LoRA that does not fit.
+        """
         pictures = files[: len(order.sizes)]
-        adapters = self._adapters(order.loras) if self._adapters and order.loras else ()
+        adapters = [self._adapter(path, scale, note) for path, scale in order.loras]
         if Task(order.task) in (Task.FILL, Task.EXPAND):
             whole, mask = canvas(order, files)
             references = [self._latents(whole, size) for size in plan.references]
@@ -81,7 +91,17 @@ class Pipeline:
                 adapters=adapters,
                 repaint=repaint,
                 first_step=plan.first_step,
+                skips=plan.skips,
             )
+
+    def _adapter(self, path: str, scale: float, note: Note) -> Adapter:
+        try:
+            found = self._adapters.get(Path(path), scale)
+        except WeightsError as error:
+            raise EngineError(f"loras: {error}", field="loras") from error
+        if found.text_layers:
+            note(f"The LoRA also changes {found.text_layers} layers of text encoders; not applied")
+        return found.adapter
 
     def begin(self, condition: Condition, seed: int) -> Sample:
         """A picture before its first step, from its seed."""

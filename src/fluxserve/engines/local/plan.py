@@ -12,9 +12,12 @@ from fluxserve.core.errors import EngineError
 from fluxserve.core.request import Task
 from fluxserve.engines.local.cost import Shape
 from fluxserve.engines.local.wire import Order
+from fluxserve.flux.skips import skip_map
 from fluxserve.flux.spec import Guidance, ModelSpec
 
 REFERENCES_MAX = 4
+SKIPS_MIN = 8  # below that there is nothing between the first and the last three steps
+NO_ROWS = Shape(0, 0)
 SIDE_MAX = 4096  # px; beyond that a single attention call would need tens of gigabytes
 
 
@@ -31,12 +34,15 @@ class Plan:
     num_steps: int
     first_step: int  # steps before it are left out: the start is a picture, not noise
     shape: Shape  # what one output brings into every forward
+    skips: bool  # some steps are extrapolated instead of computed
     notes: tuple[str, ...] = ()  # for the caller's log
 
     @property
     def steps(self) -> tuple[Shape, ...]:
-        """One shape for each step that is run."""
-        return (self.shape,) * (self.num_steps - self.first_step)
+        """One shape for each step that is run; an empty one where it is extrapolated."""
+        count = self.num_steps - self.first_step
+        computed = skip_map(count) if self.skips else (True,) * count
+        return tuple(self.shape if is_computed else NO_ROWS for is_computed in computed)
 
 
 def plan(spec: ModelSpec, order: Order) -> Plan:
@@ -67,6 +73,7 @@ def plan(spec: ModelSpec, order: Order) -> Plan:
         num_steps=order.num_steps,
         first_step=_first_step(order, task),
         shape=Shape(rows * tokens, tokens),
+        skips=order.go_fast and order.num_steps >= SKIPS_MIN,
         notes=tuple(notes),
     )
 

@@ -50,6 +50,7 @@ class Setup:
     threads: int = 0  # 0: one a core
     rows_max: int = 0  # 0: the scheduler's own
     preview_steps: int = 0
+    requests_max: int = 16  # jobs that it holds at once
     spool: Path
     stuck_s: float = 120.0  # one piece of work may keep the device for so long
     silence_s: float = SILENCE_S
@@ -60,6 +61,7 @@ class Setup:
             "--fd", str(fd), "--model", str(self.model), "--device", self.device,
             "--dtype", self.dtype, "--threads", str(self.threads), "--spool", str(self.spool),
             "--rows-max", str(self.rows_max), "--preview-steps", str(self.preview_steps),
+            "--requests-max", str(self.requests_max),
         ]  # fmt: skip
 
 

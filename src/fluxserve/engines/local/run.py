@@ -40,8 +40,10 @@ class Worker(Protocol[H]):
         """How it will be made; EngineError when it cannot be."""
         ...
 
-    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Sequence[H]:
-        """A sample for each index of the order, before its first step."""
+    def encode(
+        self, order: Order, files: Sequence[bytes], plan: Plan, note: Callable[[str], None]
+    ) -> Sequence[H]:
+        """A sample for each index of the order, before its first step; notes are for the caller."""
         ...
 
     def advance(self, samples: Sequence[H]) -> None:
@@ -74,7 +76,8 @@ class Run(Generic[H]):
     in_lanes: int = 0  # pieces of work that lanes have in hand
     failure: FluxserveError | None = None
     is_canceled: bool = False
-    steps: int = 0  # of all outputs together
+    steps: int = 0  # noise levels of all outputs together
+    calls: int = 0  # of the model, likewise
     retries: int = 0
     shared: int = 0  # samples that were in the same forwards, this one's included
     encode_s: float = 0.0
@@ -111,9 +114,9 @@ class Run(Generic[H]):
             "decode_s": round(self.decode_s, 4),
             "engine_s": round(now - self.arrived, 4),
             "steps": self.steps_each,
-            "model_calls": self.steps,
-            "batch_mean": round(self.shared / self.steps, 2) if self.steps else 0,
-            "approximations": [],
+            "model_calls": self.calls,
+            "batch_mean": round(self.shared / self.calls, 2) if self.calls else 0,
+            "approximations": ["skip"] if self.plan.skips else [],
         }
         size = (self.plan.width, self.plan.height)
         if size != (self.plan.out_width, self.plan.out_height):

@@ -91,9 +91,11 @@ class Runner:
     def plan(self, order: Order) -> Plan:
         return plan(self._model.spec, order)
 
-    def encode(self, order: Order, files: Sequence[bytes], plan: Plan) -> Sequence[Sample]:
+    def encode(
+        self, order: Order, files: Sequence[bytes], plan: Plan, note: Callable[[str], None]
+    ) -> Sequence[Sample]:
         try:
-            condition = self._pipeline.encode(order, files, plan)
+            condition = self._pipeline.encode(order, files, plan, note)
             seeds = [(order.seed + index) % 2**32 for index in order.indexes]
             samples = [self._pipeline.begin(condition, seed) for seed in seeds]
             self._settle()
