@@ -28,7 +28,8 @@ from fluxserve.dialects.links import SIGNATURE_BYTES
 CHUNK_BYTES = 1024 * 1024
 CACHE_MAX_S = 3600
 HEAD_BYTES = 16  # enough to tell the four formats apart
-OUT_PATH = re.compile(r"/out/([A-Za-z0-9_-]{16,1000})/[^/]{1,255}")
+# Under any mount: some dialects hand out links that stay under the caller's.
+OUT_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/out/([A-Za-z0-9_-]{16,1000})/[^/]{1,255}")
 # An uploaded file under any mount: 26 letters of base 32.
 FILE_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/files/([0-7][0-9a-hjkmnp-tv-z]{25})")
 ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}
