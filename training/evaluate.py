@@ -2,8 +2,8 @@
 
     python -m training.evaluate --model FOLDER --target docs/models
 
-FOLDER holds checkpoint/ and defaults.json. Writes embedded.json, the table embedded-table.md and
-contact sheets.
+FOLDER holds checkpoint/ and defaults.json. Writes embedded.json, contact sheets, and the table in
+embedded.md between its two marks.
 """
 
 import argparse
@@ -322,8 +322,16 @@ def evaluate(folder: Path, target: Path, bank: Bank, kinds: Sequence[str], count
     report.facts["worst_edit"] = min(m.right for m in edit_marks)
     values = {"marks": [asdict(m) for m in report.marks], "facts": report.facts}
     (target / "embedded.json").write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    (target / "embedded-table.md").write_text(table(report), "utf-8")
+    insert(target / "embedded.md", table(report))
     return report
+
+
+def insert(page: Path, lines: str) -> None:
+    """Put the table between the page's two marks, or make a page of it alone."""
+    begin, end = "<!-- marks: begin -->\n", "<!-- marks: end -->"
+    text = page.read_text("utf-8") if page.exists() else begin + end + "\n"
+    head, _, rest = text.partition(begin)
+    page.write_text(head + begin + lines + end + rest.partition(end)[2], "utf-8")
 
 
 def table(report: Report) -> str:

@@ -33,7 +33,7 @@ def grid(rows: list[list[Tensor]], path: Path) -> None:
     """Write rows of (3, H, W) pictures in 0 to 1 as one PNG."""
     lines = [torch.cat(row, 2) for row in rows]
     whole = torch.cat(lines, 1).clamp(0, 1).permute(1, 2, 0)
-    Image.fromarray((whole.numpy() * 255).round().astype(np.uint8)).save(path)
+    Image.fromarray((whole.numpy() * 255).round().astype(np.uint8)).save(path, quality=90)
 
 
 @torch.no_grad()
