@@ -17,12 +17,16 @@ ROOT = Path(__file__).resolve().parents[2] / ".clients"
 # Folder -> what pip installs there. `--no-deps`: httpx, pydantic and the like are ours.
 PYTHON: dict[str, list[str]] = {
     "replicate2": ["--no-deps", "replicate==2.0.0b4", "distro==1.9.0", "sniffio==1.3.1"],
+    "blackforest": ["--no-deps", "blackforest==0.1.3"],
 }
 NODE: dict[str, str] = {
     "replicate": "1.4.0",
     "@ai-sdk/replicate": "2.0.57",
     "ai": "6.0.322",
     "zod": "4.6.7",
+    "wavespeed": "0.3.2",
+    "@ai-sdk/black-forest-labs": "2.0.41",
+    "ai7": "npm:ai@7.0.173",
 }
 
 

@@ -254,3 +254,10 @@ async def test_a_body_over_the_limit_is_413(tmp_path: Path) -> None:
         answer = await client.post("/v1/flux-dev", content=content)
     assert answer.status_code == 413
     assert isinstance(answer.json()["detail"], str)
+
+
+async def test_a_sample_of_ours_is_an_input_without_the_network(client: httpx.AsyncClient) -> None:
+    first = await ready(client, await client.post("/flux/v1/flux-dev", json={"prompt": "x"}))
+    assert isinstance(first["result"], dict)
+    body = {"prompt": "edit", "input_image": first["result"]["sample"]}
+    await ready(client, await client.post("/v1/flux-kontext-pro", json=body))

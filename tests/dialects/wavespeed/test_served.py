@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -295,7 +296,7 @@ async def test_every_model_of_the_list_can_be_submitted_by_its_schema(
 
 
 async def test_an_upload_over_the_limit_is_413_however_it_is_sent(tmp_path: Path) -> None:
-    async def chunks() -> object:
+    async def chunks() -> AsyncIterator[bytes]:
         boundary = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         yield boundary
         for _ in range(40):
