@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,6 +36,7 @@ class Keeper:
         clock: Callable[[], datetime],
         retention: Retention,
         attempts_max: int,
+        daily: Sequence[Callable[[], Awaitable[object]]] = (),
         recover_s: float = 3.0,
         sweep_s: float = 60.0,
     ) -> None:
@@ -47,6 +48,8 @@ class Keeper:
         self._clock = clock
         self._retention = retention
         self._attempts_max = attempts_max
+        self._daily = tuple(daily)
+        self._tidied_at = clock()
         self._recover_s = recover_s
         self._sweep_s = sweep_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,14 +88,22 @@ class Keeper:
         at = self._clock()
         if self._retention.files_s:
             before = at - timedelta(seconds=self._retention.files_s)
-            for blob in await self._store.strip(before):
-                await self._blobs.delete(blob.key)
-        for file in await self._files.expired(at):
-            orphan = await self._files.delete(file.id)
-            if orphan is not None:
-                await self._blobs.delete(orphan.key)
+            while stripped := await self._store.strip(before):
+                for blob in stripped:
+                    await self._blobs.delete(blob.key)
+        while old := await self._files.expired(at):
+            for file in old:
+                orphan = await self._files.delete(file.id)
+                if orphan is not None:
+                    await self._blobs.delete(orphan.key)
         if self._retention.predictions_s:
-            await self._store.purge(at - timedelta(seconds=self._retention.predictions_s))
+            before = at - timedelta(seconds=self._retention.predictions_s)
+            while await self._store.purge(before):
+                pass
+        if at - self._tidied_at >= timedelta(days=1):
+            self._tidied_at = at
+            for tidy in self._daily:
+                await tidy()
 
     async def _every(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
         while True:

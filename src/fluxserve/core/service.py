@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from fluxserve.core.access import Caller
@@ -100,7 +100,7 @@ class PredictionService:
             limit or self._admission.concurrency_max,
         )
         if stored.id == prediction.id:
-            self._bus.publish(event)
+            self._bus.publish(replace(event, seq=1))
         return stored
 
     async def get(self, prediction_id: str, caller: Caller | None = None) -> Prediction:
