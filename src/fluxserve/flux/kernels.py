@@ -48,17 +48,16 @@ def norm(x: Tensor) -> Tensor:
     return functional.layer_norm(x, (x.shape[-1],), eps=EPS)
 
 
-def norm_heads(q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor) -> tuple[Tensor, Tensor]:
-    """RMS norm over the last axis of two (N, heads, head_dim) tensors."""
-    size = (q.shape[-1],)
-    if q.dtype is torch.float32 and q.device.type == "cpu":
-        return _rms(q, weight_q), _rms(k, weight_k)
-    return functional.rms_norm(q, size, weight_q, EPS), functional.rms_norm(k, size, weight_k, EPS)
-
-
-def _rms(x: Tensor, weight: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (x * weight).mul_((length.square_().div_(x.shape[-1]).add_(EPS)).rsqrt_())
+def norm_heads(qk: Tensor, weight: Tensor) -> Tensor:
+    """RMS norm over the last axis of queries and keys, (N, 2, heads, D); `weight` is (2, D)."""
+    size = qk.shape[-1]
+    if qk.dtype is torch.float32:
+        length = torch.linalg.vector_norm(qk, dim=-1, keepdim=True)
+        return (qk * weight[:, None]).mul_(length.square_().mul_(1 / size).add_(EPS).rsqrt_())
+    normed = (
+        functional.rms_norm(x, (size,), w, EPS) for x, w in zip(qk.unbind(1), weight, strict=True)
+    )
+    return torch.stack(list(normed), dim=1)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

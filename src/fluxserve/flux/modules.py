@@ -41,8 +41,7 @@ class Stream(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.norm_q = nn.Parameter(torch.ones(head_dim))
-        self.norm_k = nn.Parameter(torch.ones(head_dim))
+        self.norm_qk = nn.Parameter(torch.ones(2 * head_dim))  # of queries, then of keys
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, MLP_RATIO * width)
         self.down = nn.Linear(MLP_RATIO * width, width)
@@ -64,9 +63,19 @@ class SingleBlock(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 3 * width)
         self.fused = nn.Linear(width, (3 + MLP_RATIO) * width)  # query, key, value, MLP
-        self.norm_q = nn.Parameter(torch.ones(head_dim))
-        self.norm_k = nn.Parameter(torch.ones(head_dim))
+        self.norm_qk = nn.Parameter(torch.ones(2 * head_dim))  # of queries, then of keys
         self.out = nn.Linear((1 + MLP_RATIO) * width, width)
+
+
+def _parts(spec: TransformerSpec) -> Mapping[str, slice]:
+    """Where the modulation of each block lies among that of all blocks, counted in widths."""
+    counts = [(f"doubles.{at}.{s}", 6) for at in range(spec.num_layers) for s in ("image", "text")]
+    counts += [(f"singles.{at}", 3) for at in range(spec.num_single_layers)]
+    found, start = {}, 0
+    for name, count in [*counts, ("out", 2)]:
+        found[name] = slice(start, start + count)
+        start += count
+    return found
 
 
 class FluxTransformer(nn.Module):
@@ -87,6 +96,18 @@ class FluxTransformer(nn.Module):
         )
         self.modulation = nn.Linear(width, 2 * width)  # scale, shift
         self.out = nn.Linear(width, spec.in_channels)
+        self.parts = _parts(spec)
+
+    def modulation_layers(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The linears that make the shifts, scales and gates, by block, in the order of parts."""
+        for at, block in enumerate(self.doubles):
+            assert isinstance(block, DoubleBlock)
+            yield f"doubles.{at}.image", block.image.modulation
+            yield f"doubles.{at}.text", block.text.modulation
+        for at, single in enumerate(self.singles):
+            assert isinstance(single, SingleBlock)
+            yield f"singles.{at}", single.modulation
+        yield "out", self.modulation
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,12 +150,13 @@ def _placements(spec: TransformerSpec) -> _Pairs:
     yield from _linear("norm_out.linear", "modulation")
     yield from _linear("proj_out", "out")
     for index in range(spec.num_layers):
-        yield from _double(f"transformer_blocks.{index}", f"doubles.{index}", spec.width)
+        yield from _double(f"transformer_blocks.{index}", f"doubles.{index}", spec)
     for index in range(spec.num_single_layers):
-        yield from _single(f"single_transformer_blocks.{index}", f"singles.{index}", spec.width)
+        yield from _single(f"single_transformer_blocks.{index}", f"singles.{index}", spec)
 
 
-def _double(theirs: str, ours: str, width: int) -> _Pairs:
+def _double(theirs: str, ours: str, spec: TransformerSpec) -> _Pairs:
+    width, head_dim = spec.width, spec.attention_head_dim
     streams = {
         "image": ("norm1", "to_q to_k to_v", "norm_q norm_k", "to_out.0", "ff"),
         "text": (
@@ -151,18 +173,21 @@ def _double(theirs: str, ours: str, width: int) -> _Pairs:
         for at, name in enumerate(projections.split()):
             rows = (at * width, (at + 1) * width)
             yield from _linear(f"{theirs}.attn.{name}", f"{place}.qkv", *rows)
-        for name, norm in zip(norms.split(), ("norm_q", "norm_k"), strict=True):
-            yield f"{theirs}.attn.{name}.weight", Placement(f"{place}.{norm}")
+        for at, name in enumerate(norms.split()):
+            rows = (at * head_dim, (at + 1) * head_dim)
+            yield f"{theirs}.attn.{name}.weight", Placement(f"{place}.norm_qk", *rows)
         yield from _linear(f"{theirs}.attn.{out}", f"{place}.out")
         yield from _linear(f"{theirs}.{mlp}.net.0.proj", f"{place}.up")
         yield from _linear(f"{theirs}.{mlp}.net.2", f"{place}.down")
 
 
-def _single(theirs: str, ours: str, width: int) -> _Pairs:
+def _single(theirs: str, ours: str, spec: TransformerSpec) -> _Pairs:
+    width, head_dim = spec.width, spec.attention_head_dim
     yield from _linear(f"{theirs}.norm.linear", f"{ours}.modulation")
     for at, name in enumerate(("to_q", "to_k", "to_v")):
         yield from _linear(f"{theirs}.attn.{name}", f"{ours}.fused", at * width, (at + 1) * width)
     yield from _linear(f"{theirs}.proj_mlp", f"{ours}.fused", 3 * width)
-    for name in ("norm_q", "norm_k"):
-        yield f"{theirs}.attn.{name}.weight", Placement(f"{ours}.{name}")
+    for at, name in enumerate(("norm_q", "norm_k")):
+        rows = (at * head_dim, (at + 1) * head_dim)
+        yield f"{theirs}.attn.{name}.weight", Placement(f"{ours}.norm_qk", *rows)
     yield from _linear(f"{theirs}.proj_out", f"{ours}.out")

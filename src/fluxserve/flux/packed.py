@@ -84,9 +84,15 @@ class Plan:
     """How the rows of one pass lie, and what modulates them."""
 
     spans: Sequence[Span]
-    modulation: Mapping[str, Sequence[Tensor]]  # by block, then span: (parts, count, 1, width)
-    rotation: Sequence[Tensor]  # by span: (count, length, 1, head_dim / 2)
+    modulation: Sequence[Tensor]  # by span: (parts of all blocks, count, 1, width)
+    parts: Mapping[str, slice]  # which of them are those of a block
+    rotation: Sequence[Tensor]  # by span: (count, length, 1, 1, head_dim / 2)
     patches: Sequence[Patch]
+
+    def of(self, name: str) -> Sequence[Tensor]:
+        """The modulation of one block, by span: (parts, count, 1, width)."""
+        part = self.parts[name]
+        return [modulation[part] for modulation in self.modulation]
 
     @property
     def text_tokens(self) -> int:
@@ -101,7 +107,7 @@ def forward(model: FluxTransformer, rows: Sequence[Row]) -> list[Tensor]:
     """The velocity of every row, (L, in_channels) each, in the order given."""
     order = sorted(range(len(rows)), key=lambda at: _lengths(rows[at]))
     ordered = [rows[at] for at in order]
-    plan = _plan(ordered)
+    plan = _plan(ordered, model.parts)
     text, image = _streams(model, ordered)
     for at, block in enumerate(model.doubles):
         assert isinstance(block, DoubleBlock)
@@ -125,25 +131,23 @@ def _lengths(row: Row) -> tuple[int, int, int]:
     return prepared.text.shape[0], row.latents.shape[0], prepared.reference.shape[0]
 
 
-def _plan(rows: Sequence[Row]) -> Plan:
+def _plan(rows: Sequence[Row], parts: Mapping[str, slice]) -> Plan:
     """Lay out `rows`, which are sorted by their lengths."""
     spans: list[Span] = []
     turns: list[Tensor] = []
-    names = rows[0].prepared.modulation[rows[0].step]
-    modulation: dict[str, list[Tensor]] = {name: [] for name in names}
+    modulation: list[Tensor] = []
     cuts = [i for i in range(1, len(rows)) if _lengths(rows[i]) != _lengths(rows[i - 1])]
     text = image = pictures = 0
     for start, end in pairwise([0, *cuts, len(rows)]):
         members = rows[start:end]
         span = Span(len(members), *_lengths(members[0]), text, image, pictures)
         spans.append(span)
-        turns.append(_stack([row.prepared.rotation for row in members])[:, :, None])
-        for name, found in modulation.items():
-            parts = [row.prepared.modulation[row.step][name] for row in members]
-            found.append(_stack(parts, dim=1)[:, :, None])
+        turns.append(_stack([row.prepared.rotation for row in members])[:, :, None, None])
+        levels = [row.prepared.modulation[row.step] for row in members]
+        modulation.append(_stack(levels, dim=1)[:, :, None])
         text, image = text + span.count * span.text, image + span.count * span.image
         pictures += span.count * span.picture
-    return Plan(spans, modulation, turns, _patches(rows))
+    return Plan(spans, modulation, parts, turns, _patches(rows))
 
 
 def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -174,6 +178,9 @@ def _streams(model: FluxTransformer, rows: Sequence[Row]) -> tuple[Tensor, Tenso
 
 def _join(plan: Plan, text: Tensor, image: Tensor) -> Tensor:
     """Text and image rows of a request side by side."""
+    if len(plan.spans) == 1:
+        (span,) = plan.spans
+        return torch.cat([span.in_text(text), span.in_image(image)], dim=1).flatten(0, 1)
     joint = text.new_empty(plan.tokens, *text.shape[1:])
     for span in plan.spans:
         place = span.in_joint(joint)
@@ -244,14 +251,14 @@ def _double(block: DoubleBlock, name: str, plan: Plan, text: Tensor, image: Tens
     )
     heads = []
     for weights, layout, x, place in streams:
-        parts = plan.modulation[f"{name}.{layout}"]
+        parts = plan.of(f"{name}.{layout}")
         h = _norm_modulated(x, plan, parts, 0, place)
         qkv = _project(weights.qkv, f"{name}.{layout}.qkv", h, plan, layout)
         heads.append(_heads(qkv, weights))
-    q, k, v = (_join(plan, of_text, of_image) for of_text, of_image in zip(*heads, strict=True))
-    mixed = _part(plan, _attend(plan, q, k, v))
+    qk, v = (_join(plan, of_text, of_image) for of_text, of_image in zip(*heads, strict=True))
+    mixed = _part(plan, _attend(plan, qk, v))
     for (weights, layout, x, place), y in zip(streams, mixed, strict=True):
-        parts = plan.modulation[f"{name}.{layout}"]
+        parts = plan.of(f"{name}.{layout}")
         prefix = f"{name}.{layout}"
         y = _project(weights.out, f"{prefix}.out", y, plan, layout)
         _add_gated(x, y, plan, parts, 2, place)
@@ -261,29 +268,29 @@ def _double(block: DoubleBlock, name: str, plan: Plan, text: Tensor, image: Tens
         _add_gated(x, h, plan, parts, 5, place)
 
 
-def _heads(qkv: Tensor, weights: Stream | SingleBlock) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, 3 width) -> query and key, normed, and value: (N, heads, head_dim) each."""
-    q, k, v = torch.unflatten(qkv, 1, (3, -1, weights.norm_q.shape[0])).unbind(1)
-    q, k = kernels.norm_heads(q, k, weights.norm_q, weights.norm_k)
-    return q, k, v
+def _heads(qkv: Tensor, weights: Stream | SingleBlock) -> tuple[Tensor, Tensor]:
+    """(N, 3 width) -> queries and keys, normed, (N, 2, heads, D), and values, (N, heads, D)."""
+    norm = weights.norm_qk.view(2, -1)
+    parts = torch.unflatten(qkv, 1, (3, -1, norm.shape[1]))
+    return kernels.norm_heads(parts[:, :2], norm), parts[:, 2]
 
 
-def _attend(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(N, heads, head_dim) each, in joint order -> (N, width)."""
+def _attend(plan: Plan, qk: Tensor, v: Tensor) -> Tensor:
+    """(N, 2, heads, D) and (N, heads, D), in joint order -> (N, width)."""
     parts = []
     for span, turn in zip(plan.spans, plan.rotation, strict=True):
-        query, key = (kernels.rotate(span.in_joint(x), turn) for x in (q, k))
+        query, key = kernels.rotate(span.in_joint(qk), turn).unbind(2)
         parts.append(kernels.attend(query, key, span.in_joint(v)).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> None:
-    parts = plan.modulation[name]
+    parts = plan.of(name)
     width = joint.shape[1]
     h = _norm_modulated(joint, plan, parts, 0, Span.in_joint)
     fused = _project(block.fused, f"{name}.fused", h, plan, "joint")
-    q, k, v = _heads(fused[:, : 3 * width], block)
-    both = torch.cat([_attend(plan, q, k, v), kernels.gelu(fused[:, 3 * width :])], dim=1)
+    qk, v = _heads(fused[:, : 3 * width], block)
+    both = torch.cat([_attend(plan, qk, v), kernels.gelu(fused[:, 3 * width :])], dim=1)
     y = _project(block.out, f"{name}.out", both, plan, "joint")
     _add_gated(joint, y, plan, parts, 2, Span.in_joint)
 
@@ -294,28 +301,20 @@ def _last_single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> Te
     if plan.patches or not isinstance(fused, nn.Linear):
         _single(block, name, plan, joint)
         return _pictures(plan, joint)
-    parts = plan.modulation[name]
+    parts = plan.of(name)
     width = joint.shape[1]
-    query, rest = slice(0, width), slice(3 * width, None)
     h = _norm_modulated(joint, plan, parts, 0, Span.in_joint)
-    seen = _pictures(plan, h)
-    pair = _columns(fused, h, slice(width, 3 * width))
-    k, v = torch.unflatten(pair, 1, (2, -1, _head_dim(block))).unbind(1)
-    q = torch.unflatten(_columns(fused, seen, query), 1, (-1, _head_dim(block)))
-    q, k = kernels.norm_heads(q, k, block.norm_q, block.norm_k)
+    qk, v = _heads(_columns(fused, h, slice(0, 3 * width)), block)
     mixed = []
     for span, turn in zip(plan.spans, plan.rotation, strict=True):
-        q_turn = turn[:, span.text : span.text + span.picture]
-        turned = kernels.rotate(span.in_pictures(q), q_turn), kernels.rotate(span.in_joint(k), turn)
-        mixed.append(kernels.attend(*turned, span.in_joint(v)).flatten(0, 1))
-    both = torch.cat([torch.cat(mixed), kernels.gelu(_columns(fused, seen, rest))], dim=1)
+        query, key = kernels.rotate(span.in_joint(qk), turn).unbind(2)
+        query = query[:, span.text : span.text + span.picture]
+        mixed.append(kernels.attend(query, key, span.in_joint(v)).flatten(0, 1))
+    rest = _columns(fused, _pictures(plan, h), slice(3 * width, None))
+    both = torch.cat([torch.cat(mixed), kernels.gelu(rest)], dim=1)
     x = _pictures(plan, joint).clone()
     _add_gated(x, block.out(both), plan, parts, 2, Span.in_pictures)
     return x
-
-
-def _head_dim(block: SingleBlock) -> int:
-    return block.norm_q.shape[0]
 
 
 def _columns(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:
@@ -327,15 +326,10 @@ def _velocities(
     model: FluxTransformer, plan: Plan, pictures: Tensor, order: Sequence[int]
 ) -> list[Tensor]:
     """The last linear, cut into requests, in the caller's order. `pictures` is used up."""
-    h = _norm_modulated(pictures, plan, _swapped(plan.modulation["out"]), 0, Span.in_pictures)
+    h = _norm_modulated(pictures, plan, plan.of("out"), 0, Span.in_pictures)
     y = model.out(h)
     pieces = [piece for span in plan.spans for piece in span.in_pictures(y)]
     found: list[Tensor] = [y] * len(order)
     for at, piece in zip(order, pieces, strict=True):
         found[at] = piece
     return found
-
-
-def _swapped(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The last layer was published with its scale before its shift."""
-    return [part.flip(0) for part in parts]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fluxserve.flux.modules import TIME_CHANNELS, DoubleBlock, FluxTransformer, SingleBlock
+from fluxserve.flux.modules import TIME_CHANNELS, FluxTransformer
 
 ROTARY_BASE = 10_000.0
 
@@ -40,7 +40,7 @@ class Prepared:
     text: Tensor  # (T, width), embedded
     reference: Tensor  # (R, width), embedded; R may be 0
     rotation: Tensor  # (T + L + R, head_dim / 2) complex64, L tokens of the picture being made
-    modulation: Sequence[Mapping[str, Tensor]]  # by step, then by block: (parts, width)
+    modulation: Tensor  # (steps, parts, width), blocks as in FluxTransformer.parts
     adapters: Sequence[Adapter] = ()
 
 
@@ -91,10 +91,11 @@ def modulations(
     guidance: float | None,
     pooled: Tensor,
     adapters: Sequence[Adapter] = (),
-) -> Sequence[Mapping[str, Tensor]]:
-    """For each noise level the shifts, scales and gates of all blocks. `pooled` is (P,).
+) -> Tensor:
+    """(levels, parts, width): the shifts, scales and gates of all blocks. `pooled` is (P,).
 
-    A scale is kept as 1 + scale. A guidance is given exactly where the model has an input for it.
+    In every block shifts come before their scales, and a scale is kept as 1 + scale. A guidance is
+    given exactly where the model has an input for it.
     """
     dtype, width, device_type = model.dtype, model.spec.width, model.device.type
     # The reference rounds the noise level to the model's dtype between the two factors.
@@ -104,21 +105,25 @@ def modulations(
     if model.guidance is not None:
         scale = torch.tensor([guidance], device=model.device).to(dtype) * 1000.0
         guided = model.guidance(_sinusoids(scale).to(dtype))
-    layers = _modulation_layers(model)
     # In short types the CPU rounds a product of several rows otherwise than that of one: there, and
     # only there, level by level.
     exact = device_type == "cpu" and dtype is not torch.float32
-    steps: list[Mapping[str, Tensor]] = []
+    steps = []
     for some in levels.tensor_split(len(levels) if exact else 1):
         hidden = model.time(_sinusoids(some).to(dtype))
         hidden = hidden if guided is None else hidden + guided
         active = functional.silu(hidden + pooled_part)
-        parts = {
-            name: _parts(_adapted(layer, name, active, adapters), width, scales)
-            for name, layer, scales in layers
-        }
-        steps += [{name: x[at] for name, x in parts.items()} for at in range(len(some))]
-    return steps
+        blocks = [
+            torch.unflatten(_adapted(layer, name, active, adapters), 1, (-1, width))
+            for name, layer in model.modulation_layers()
+        ]
+        blocks[-1] = blocks[-1].flip(1)  # the last layer was published with its scale first
+        steps.append(torch.cat(blocks, dim=1))
+    found = torch.cat(steps)
+    for part in model.parts.values():
+        for at in range(part.start + 1, part.stop, 3):
+            found[:, at] += 1
+    return found
 
 
 def _adapted(layer: nn.Module, name: str, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
@@ -136,25 +141,3 @@ def _sinusoids(levels: Tensor) -> Tensor:
     at = torch.arange(half, dtype=torch.float32, device=levels.device)
     angles = levels.float()[:, None] * torch.exp(-math.log(10_000) * at / half)[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def _parts(y: Tensor, width: int, scales: Sequence[int]) -> Tensor:
-    """(S, parts * width) -> (S, parts, width), 1 added to the scales."""
-    parts = torch.unflatten(y, 1, (-1, width))
-    for at in scales:
-        parts[:, at] += 1
-    return parts
-
-
-def _modulation_layers(model: FluxTransformer) -> Sequence[tuple[str, nn.Module, tuple[int, ...]]]:
-    """(name, layer, which of its parts are scales), for every block."""
-    found: list[tuple[str, nn.Module, tuple[int, ...]]] = []
-    for at, block in enumerate(model.doubles):
-        assert isinstance(block, DoubleBlock)
-        found.append((f"doubles.{at}.image", block.image.modulation, (1, 4)))
-        found.append((f"doubles.{at}.text", block.text.modulation, (1, 4)))
-    for at, single in enumerate(model.singles):
-        assert isinstance(single, SingleBlock)
-        found.append((f"singles.{at}", single.modulation, (1,)))
-    found.append(("out", model.modulation, (0,)))
-    return found
