@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from fluxserve.core.access import Caller
 from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
@@ -23,6 +22,7 @@ from fluxserve.core.events import EventBus
 from fluxserve.core.keeper import Keeper, Retention
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
+from fluxserve.core.money import Accounts
 from fluxserve.core.outcomes import Outcomes
 from fluxserve.core.ports import Engine
 from fluxserve.core.prediction import Prediction
@@ -42,14 +42,18 @@ from fluxserve.images.intake import ImageIntake
 from fluxserve.ops.limiter import MemoryLimiter
 from fluxserve.ops.metrics import Metrics
 from fluxserve.settings import Settings
-from fluxserve.storage.attempts import AttemptRows
 from fluxserve.storage.blobs import open_blobs
 from fluxserve.storage.database import Transition
 from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.keys import SqlKeyStore
+from fluxserve.storage.ledger import (
+    BudgetedAttemptStore,
+    BudgetedPredictionStore,
+    SqlMoneyStore,
+)
 from fluxserve.storage.opening import open_database
-from fluxserve.storage.predictions import SqlPredictionStore
+from fluxserve.storage.orphans import Orphans
 from fluxserve.storage.secrets import open_admin_token, open_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
@@ -77,7 +81,9 @@ class House:
         self.bus = EventBus()
         self.live = LiveBoard()
         self.database = open_database(_database_url(settings))
-        self.store = SqlPredictionStore(self.database)
+        self.store = BudgetedPredictionStore(self.database)
+        self.attempts = BudgetedAttemptStore(self.database)
+        self.money = SqlMoneyStore(self.database)
         self.files = SqlFileStore(self.database, now)
         self.deliveries = SqlDeliveryStore(self.database)
         self.blobs = open_blobs(settings.files.url or (settings.data.absolute() / "files").as_uri())
@@ -189,7 +195,7 @@ class House:
         public = self.settings.public_url
         desk = Desk(
             store=self.store,
-            attempts=AttemptRows(self.database),
+            attempts=self.attempts,
             outcomes=self.outcomes,
             intake=self.intake,
             bus=self.bus,
@@ -212,6 +218,7 @@ class House:
             clock=now,
             retention=Retention(files_s=keep.files_s, predictions_s=keep.predictions_s),
             attempts_max=self.settings.dispatch.attempts_max,
+            daily=[Orphans(self.database, self.blobs, clock=now).sweep],
         )
 
     def _services(self) -> Services:
@@ -226,7 +233,9 @@ class House:
             keyring=self.keyring,
             limiter=MemoryLimiter(self.settings.limits.rate_per_minute),
             secrets=self.secrets,
-            accounts=Unbudgeted(),
+            accounts=Accounts(self.money, now),
+            money=self.money,
+            attempts=self.attempts,
             redelivery=self,
             bus=self.bus,
             live=self.live,
@@ -344,13 +353,6 @@ def http_settings(settings: Settings) -> HttpSettings:
 
 def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-class Unbudgeted:
-    """Nobody's budget: what balances answer while no prices are set."""
-
-    async def balance_micro(self, caller: Caller) -> int | None:
-        return None
 
 
 def _database_url(settings: Settings) -> str:

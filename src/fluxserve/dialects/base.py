@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller, Limiter
+from fluxserve.core.attempts import AttemptStore
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import (
     ErrorCode,
@@ -31,6 +32,7 @@ from fluxserve.core.errors import (
 from fluxserve.core.events import EventBus
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
+from fluxserve.core.money import MoneyStore
 from fluxserve.core.ports import BlobStore, DeliveryStore, FileStore, Intake
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, ImageInput
@@ -100,6 +102,8 @@ class Services:
     limiter: Limiter
     secrets: Secrets
     accounts: Accounts
+    money: MoneyStore
+    attempts: AttemptStore
     redelivery: Redelivery
     bus: EventBus
     live: LiveBoard

@@ -10,12 +10,14 @@ POST   /files, GET /files/{id}    uploads
 GET    /models, /models/{id}      cards
 GET    /keys, POST, DELETE        keys (admin)
 GET    /deliveries, POST .../{id}/redeliver   webhook messages
-GET    /devices                   engines and what they are doing
+GET    /devices, /channels        engines and upstream channels, and what they are doing
+GET    /usage, /prices, POST      spending, as JSON or CSV; what things cost
+GET    /attempts                  submissions at providers (admin)
 GET    /openapi.json, /docs       this API, described
 """
 
 from fluxserve.dialects.base import Dialect
-from fluxserve.dialects.native import admin, files, openapi, predictions
+from fluxserve.dialects.native import admin, files, money, openapi, predictions
 from fluxserve.dialects.native.words import error, render
 
 MOUNT = "/fluxserve/v1"
@@ -27,6 +29,7 @@ DIALECT = Dialect(
         *predictions.routes(services, mount),
         *files.routes(services, mount),
         *admin.routes(services, mount),
+        *money.routes(services, mount),
         *openapi.routes(services, mount),
     ],
     render=render,

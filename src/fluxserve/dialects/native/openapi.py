@@ -33,6 +33,10 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, int], ...] = (
     ("post", "/deliveries/{id}/redeliver", "Send a webhook message again (admin)", None, 202),
     ("get", "/devices", "Engines and what they are doing", None, 200),
     ("get", "/channels", "Upstream channels and how they are doing (admin)", None, 200),
+    ("get", "/attempts", "Submissions at providers (admin)", None, 200),
+    ("get", "/usage", "Spending by key, model, channel and day; format=csv", None, 200),
+    ("get", "/prices", "Prices, every version (admin)", None, 200),
+    ("post", "/prices", "Set a price (admin)", None, 201),
 )
 
 

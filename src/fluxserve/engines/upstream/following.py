@@ -11,7 +11,7 @@ from datetime import timedelta
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.events import EventKind
-from fluxserve.core.prediction import OutputImage, Prediction
+from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream.answers import (
     Ended,
@@ -153,7 +153,7 @@ class Follower:
             if not is_ours(prediction, attempt):
                 await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
                 return
-        elif "cancel" not in attempt.facts:
+        elif "cancel" not in attempt.facts and not _is_done(prediction):
             attempt = await self._cancel(attempt, channel)
         try:
             state = await channel.provider.poll(ticket_of(attempt))
@@ -375,6 +375,10 @@ class Follower:
             return await self._desk.store.get(attempt.prediction_id)
         except NotFound:
             return None
+
+
+def _is_done(prediction: Prediction | None) -> bool:
+    return prediction is not None and prediction.status is PredictionStatus.SUCCEEDED
 
 
 def _server(attempt: Attempt) -> str:

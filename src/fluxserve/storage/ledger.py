@@ -1,0 +1,398 @@
+"""Money in SQL: a hold is written with the acceptance, and closed with the move that ends the work.
+
+    accept + hold (budget: one conditional UPDATE) ── move / attempt move + settle or release
+The ledger only grows. Books of a prediction are closed once it has ended and none of its
+submissions can still be charged for.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import bindparam, func, insert, literal_column, or_, select, update
+
+from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.deliveries import Delivery
+from fluxserve.core.errors import BudgetExhausted, NotFound
+from fluxserve.core.events import Event
+from fluxserve.core.ids import new_id
+from fluxserve.core.money import (
+    Budget,
+    Entry,
+    EntryKind,
+    Price,
+    Rule,
+    Usage,
+    best_price,
+    period_of,
+)
+from fluxserve.core.ports import Idempotency
+from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.storage import attempts as submissions
+from fluxserve.storage import codec, tables, transitions
+from fluxserve.storage.accept import accept
+from fluxserve.storage.database import Database, Param, Row, Statement, Transition
+from fluxserve.storage.predictions import SqlPredictionStore
+
+L = tables.ledger.c
+R = tables.price.c
+B = tables.budget.c
+P = tables.prediction.c
+A = tables.attempt.c
+K = tables.api_key.c
+
+DAY_MICROS = 86_400 * 1_000_000
+CLOSING = (EntryKind.SETTLE, EntryKind.RELEASE)
+CHARGED = (AttemptState.DONE, AttemptState.FETCHED, AttemptState.FAILED, AttemptState.CANCELED)
+
+PRICE_COLUMNS = (R.id, R.model, R.channel, R.rule, R.valid_from)
+PRICES_FOR = Statement(
+    select(*PRICE_COLUMNS).where(
+        or_(R.model == bindparam("of_model"), R.model == literal_column("'*'")),
+        or_(R.channel == bindparam("at_channel"), R.channel == literal_column("'*'")),
+    )
+)
+PRICE = Statement(select(*PRICE_COLUMNS).where(R.id == bindparam("price")))
+PRICES = Statement(select(*PRICE_COLUMNS).order_by(R.valid_from.desc(), R.id))
+ADD_PRICE = Statement(insert(tables.price))
+LIMITS = Statement(select(K.limits).where(K.id == bindparam("key")))
+OPEN_MONTH = transitions.insert_or_ignore(tables.budget, "owner", "period")
+RESERVE = Statement(
+    update(tables.budget)
+    .where(
+        B.owner == bindparam("of_owner"),
+        B.period == bindparam("in_period"),
+        or_(
+            bindparam("no_limit") == literal_column("1"),
+            B.spent_micro + B.held_micro + bindparam("more") <= bindparam("limit_now"),
+        ),
+    )
+    .values(held_micro=B.held_micro + bindparam("more"), limit_micro=bindparam("limit_now"))
+    .returning(B.owner)
+)
+SPEND = Statement(
+    update(tables.budget)
+    .where(B.owner == bindparam("of_owner"), B.period == bindparam("in_period"))
+    .values(
+        held_micro=B.held_micro - bindparam("freed"),
+        spent_micro=B.spent_micro + bindparam("used"),
+    )
+    .returning(B.owner)
+)
+MONTH = Statement(
+    select(B.limit_micro, B.held_micro, B.spent_micro).where(
+        B.owner == bindparam("of_owner"), B.period == bindparam("in_period")
+    )
+)
+WRITE = Statement(insert(tables.ledger))
+ENTRIES = Statement(
+    select(L.id, L.kind, L.key_id, L.prediction_id, L.attempt_id, L.micro, L.price_id, L.at)
+    .where(L.prediction_id == bindparam("of_prediction"))
+    .order_by(L.id)
+)
+_DAY = L.at - L.at % literal_column(str(DAY_MICROS))
+_MODEL = func.coalesce(P.model, A.upstream_model, literal_column("''"))
+_CHANNEL = func.coalesce(A.channel, P.engine, literal_column("''"))
+_SPENT = (
+    select(
+        L.key_id,
+        _MODEL,
+        _CHANNEL,
+        _DAY,
+        func.count(L.prediction_id.distinct()),
+        func.sum(L.micro),
+    )
+    .select_from(
+        tables.ledger.outerjoin(tables.prediction, P.id == L.prediction_id).outerjoin(
+            tables.attempt, A.id == L.attempt_id
+        )
+    )
+    .where(
+        L.kind.in_([literal_column("'settle'"), literal_column("'adjust'")]),
+        L.at >= bindparam("start"),
+        L.at < bindparam("end"),
+    )
+    .group_by(L.key_id, _MODEL, _CHANNEL, _DAY)
+    .order_by(_DAY, L.key_id, _MODEL, _CHANNEL)
+)
+USAGE = Statement(_SPENT)
+USAGE_OF_KEY = Statement(_SPENT.where(L.key_id == bindparam("key")))
+
+
+class BudgetedPredictionStore(SqlPredictionStore):
+    """The prediction store with money: acceptance holds, the end settles, in one transaction."""
+
+    async def add(
+        self,
+        prediction: Prediction,
+        event: Event,
+        deliveries: Sequence[Delivery] = (),
+        idempotency: Idempotency | None = None,
+        queue_max: int = 0,
+        concurrency_max: int = 0,
+    ) -> Prediction:
+        """As before; BudgetExhausted when the key cannot pay for it."""
+
+        def paid() -> Transition[Prediction]:
+            stored = yield from accept(
+                prediction,
+                event,
+                deliveries,
+                idempotency,
+                self._queue,
+                queue_max,
+                concurrency_max,
+            )
+            if stored.id == prediction.id:
+                yield from hold(prediction)
+            return stored
+
+        return await self._database.run(paid())
+
+    async def move(
+        self,
+        before: Prediction,
+        after: Prediction,
+        event: Event,
+        deliveries: Sequence[Delivery] = (),
+    ) -> Event:
+        if not after.is_terminal:
+            return await super().move(before, after, event, deliveries)
+
+        def paid() -> Transition[Event]:
+            stored = yield from transitions.move(before, after, event, deliveries)
+            yield from close_books(after.id, event.at)
+            return stored
+
+        return await self._database.run(paid())
+
+
+class BudgetedAttemptStore(submissions.AttemptRows):
+    """The attempt store with money: the last submission to end closes the books."""
+
+    async def move(self, before: Attempt, after: Attempt) -> Attempt:
+        if after.finished_at is None:
+            return await super().move(before, after)
+        at = after.finished_at
+
+        def paid() -> Transition[Attempt]:
+            saved = yield from submissions.move(before, after)
+            yield from close_books(after.prediction_id, at)
+            return saved
+
+        return await self._database.run(paid())
+
+
+class SqlMoneyStore:
+    """`MoneyStore` on either database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_price(self, price: Price) -> None:
+        await self._database.run(_add_price(price))
+
+    async def prices(self) -> Sequence[Price]:
+        return await self._database.read(_prices())
+
+    async def budget(self, key_id: str, at: datetime) -> Budget | None:
+        return await self._database.read(_month(key_id, period_of(at)))
+
+    async def entries(self, prediction_id: str) -> Sequence[Entry]:
+        return await self._database.read(entries(prediction_id))
+
+    async def usage(self, *, key_id: str | None, start: datetime, end: datetime) -> Sequence[Usage]:
+        return await self._database.read(_usage(key_id, start, end))
+
+
+def hold(prediction: Prediction) -> Transition[None]:
+    """Set aside what a prediction may cost; BudgetExhausted."""
+    rows = yield PRICES_FOR({"of_model": prediction.request.model, "at_channel": prediction.engine})
+    price = best_price([_price(row) for row in rows], prediction.created_at)
+    if price is None:
+        return
+    micro = price.rule.cost(prediction.request, prediction.request.num_outputs)
+    owner, period = prediction.origin.key_id or "", period_of(prediction.created_at)
+    limit = yield from _limit(owner)
+    yield OPEN_MONTH(_new_month(owner, period, limit))
+    reserved = yield RESERVE(
+        {
+            "of_owner": owner,
+            "in_period": period,
+            "more": micro,
+            "limit_now": limit,
+            "no_limit": int(limit == 0),
+        }
+    )
+    if not reserved:
+        text = f"the budget of this key for {period} does not cover {micro / 1e6:.4f} USD more"
+        raise BudgetExhausted(text)
+    yield from _write(
+        EntryKind.HOLD, owner, prediction.id, micro, prediction.created_at, price_id=price.id
+    )
+
+
+def close_books(prediction_id: str, at: datetime) -> Transition[None]:
+    """Settle or release what was held, once the work is over and cannot be charged any more."""
+    written = yield from entries(prediction_id)
+    made = yield from submissions.of(prediction_id)
+    if not written and not any(attempt.cost_micro for attempt in made):
+        return
+    try:
+        prediction = yield from transitions.get(prediction_id)
+    except NotFound:
+        return  # deleted with its submissions ended before
+    if not prediction.is_terminal or any(attempt.state.is_open for attempt in made):
+        return
+    held = next((entry for entry in written if entry.kind is EntryKind.HOLD), None)
+    due = yield from _due(prediction, made, held)
+    owner = prediction.origin.key_id or ""
+    paid_for = next((a.id for a in reversed(made) if a.state in CHARGED), None)
+    price_id = held.price_id if held else None
+    if any(entry.kind in CLOSING for entry in written):
+        booked = sum(e.micro for e in written if e.kind in (EntryKind.SETTLE, EntryKind.ADJUST))
+        if due > booked:
+            more = due - booked
+            yield from _spend(owner, period_of(at), freed=0, used=more)
+            yield from _write(EntryKind.ADJUST, owner, prediction_id, more, at, price_id, paid_for)
+        return
+    month = period_of(held.at if held else at)
+    yield from _spend(owner, month, freed=held.micro if held else 0, used=due)
+    kind = EntryKind.SETTLE if due else EntryKind.RELEASE
+    yield from _write(kind, owner, prediction_id, due, at, price_id, paid_for)
+
+
+def _due(prediction: Prediction, made: Sequence[Attempt], held: Entry | None) -> Transition[int]:
+    """What the work cost: our price for pictures delivered, else what the provider charged."""
+    rule = None
+    if held is not None and held.price_id is not None:
+        rows = yield PRICE({"price": held.price_id})
+        rule = _price(rows[0]).rule if rows else None
+    if prediction.status is PredictionStatus.SUCCEEDED and rule is not None:
+        return rule.cost(prediction.request, len(prediction.outputs))
+    due = 0
+    for attempt in made:
+        if attempt.cost_micro and attempt.state in CHARGED:
+            due += attempt.cost_micro
+        elif attempt.state is AttemptState.DONE and rule is not None:
+            share = prediction.request.num_outputs / attempt.parts
+            due += rule.cost(prediction.request, max(1, round(share)))
+    return due
+
+
+def entries(prediction_id: str) -> Transition[Sequence[Entry]]:
+    rows = yield ENTRIES({"of_prediction": prediction_id})
+    found = [
+        Entry(
+            id=row[0],
+            kind=EntryKind(row[1]),
+            key_id=row[2],
+            prediction_id=row[3],
+            attempt_id=row[4],
+            micro=row[5],
+            price_id=row[6],
+            at=codec.to_time(row[7]),
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda entry: (entry.at, entry.kind is not EntryKind.HOLD))
+
+
+def _limit(owner: str) -> Transition[int]:
+    """The monthly budget of a key; 0: none."""
+    rows = yield LIMITS({"key": owner})
+    return int(codec.load(rows[0][0]).get("budget_micro", 0)) if rows else 0
+
+
+def _spend(owner: str, period: str, *, freed: int, used: int) -> Transition[None]:
+    yield OPEN_MONTH(_new_month(owner, period, 0))
+    yield SPEND({"of_owner": owner, "in_period": period, "freed": freed, "used": used})
+
+
+def _new_month(owner: str, period: str, limit: int) -> Mapping[str, Param]:
+    fresh = {"held_micro": 0, "spent_micro": 0}
+    return {"owner": owner, "period": period, "limit_micro": limit, **fresh}
+
+
+def _write(
+    kind: EntryKind,
+    owner: str,
+    prediction_id: str,
+    micro: int,
+    at: datetime,
+    price_id: str | None = None,
+    attempt_id: str | None = None,
+) -> Transition[None]:
+    yield WRITE(
+        {
+            "id": new_id(),
+            "key_id": owner,
+            "prediction_id": prediction_id,
+            "attempt_id": attempt_id,
+            "kind": kind.value,
+            "micro": micro,
+            "price_id": price_id,
+            "at": codec.to_micros(at),
+        }
+    )
+
+
+def _add_price(price: Price) -> Transition[None]:
+    rule = price.rule
+    yield ADD_PRICE(
+        {
+            "id": price.id,
+            "model": price.model,
+            "channel": price.channel,
+            "rule": codec.dump(
+                {
+                    "per_image": rule.per_image,
+                    "per_megapixel": rule.per_megapixel,
+                    "per_step": rule.per_step,
+                    "options": dict(rule.options),
+                }
+            ),
+            "valid_from": codec.to_micros(price.valid_from),
+        }
+    )
+
+
+def _prices() -> Transition[Sequence[Price]]:
+    rows = yield PRICES({})
+    return [_price(row) for row in rows]
+
+
+def _price(row: Row) -> Price:
+    id_, model, channel, rule, valid_from = row
+    return Price(
+        id=id_,
+        model=model,
+        channel=channel,
+        rule=Rule(**codec.load(rule)),
+        valid_from=codec.to_time(valid_from),
+    )
+
+
+def _month(owner: str, period: str) -> Transition[Budget | None]:
+    rows = yield MONTH({"of_owner": owner, "in_period": period})
+    if not rows:
+        return None
+    return Budget(limit_micro=rows[0][0], held_micro=rows[0][1], spent_micro=rows[0][2])
+
+
+def _usage(key_id: str | None, start: datetime, end: datetime) -> Transition[Sequence[Usage]]:
+    params: dict[str, Param] = {"start": codec.to_micros(start), "end": codec.to_micros(end)}
+    if key_id is None:
+        rows = yield USAGE(params)
+    else:
+        rows = yield USAGE_OF_KEY(params | {"key": key_id})
+    return [
+        Usage(
+            key_id=owner,
+            model=model,
+            channel=channel,
+            day=codec.to_time(int(day)).date().isoformat(),
+            predictions=int(count),
+            micro=int(micro),
+        )
+        for owner, model, channel, day, count, micro in rows
+    ]
