@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from diffusers.models import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fluxserve.flux import singlefile
 from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.modules import placements
 from fluxserve.flux.spec import TransformerSpec
+from fluxserve.flux.weights import Model, load
 
 WIDTH, HEAD = 256, 128
 SPEC = TransformerSpec(
@@ -131,6 +133,39 @@ def _published_vae_name(name: str) -> str:
         names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
         return f"{side}.mid.attn_1.{names[parts[3]]}.{parts[-1]}"
     return f"{side}.{rest.replace('conv_norm_out', 'norm_out')}"
+
+
+def test_a_folder_with_a_published_transformer_loads_to_the_same_model(
+    embedded: Model, embedded_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / embedded_folder.name
+    shutil.copytree(embedded_folder, folder)
+    shutil.copy(embedded_folder.parent / "defaults.json", tmp_path)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(as_published(load_file(path), embedded.spec.transformer), path)
+    found = dict(load(folder, device="cpu", dtype="float32").transformer.named_parameters())
+    same(found, dict(embedded.transformer.named_parameters()))
+
+
+def as_published(theirs: Mapping[str, Tensor], spec: TransformerSpec) -> dict[str, Tensor]:
+    """The tensors of diffusers, joined and renamed the other way round."""
+    found: dict[str, Tensor] = {}
+    for layer in singlefile.layers(spec):
+        for leaf in ("weight", "bias"):
+            names = [f"{name}.{leaf}" for name in singlefile.layer_names(layer)]
+            if all(name in theirs for name in names):
+                found[f"{layer}.{leaf}"] = torch.cat([theirs[name] for name in names])
+    for leaf in ("weight", "bias"):
+        scale, shift = found[f"final_layer.adaLN_modulation.1.{leaf}"].chunk(2)
+        found[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
+    doubles = [f"double_blocks.{at}" for at in range(spec.num_layers)]
+    places = [f"{block}.{stream}_attn" for block in doubles for stream in ("img", "txt")]
+    places += [f"single_blocks.{at}" for at in range(spec.num_single_layers)]
+    for place in places:
+        for norm in ("query_norm", "key_norm"):
+            (name,) = singlefile.layer_names(f"{place}.norm.{norm}")
+            found[f"{place}.norm.{norm}.scale"] = theirs[f"{name}.weight"]
+    return found
 
 
 @pytest.mark.parametrize("guided", [True, False])
