@@ -244,12 +244,13 @@ class Dispatcher:
     def _progress(
         self, prediction: Prediction, live: Live, progress: Progress, began: float
     ) -> None:
-        is_new = live.progress is None or live.progress.step != progress.step
-        if live.progress is None and progress.step and not progress.queue_position:
-            live.log(progress_line(replace(progress, step=0), 0.0))  # clients wait for the 0 %
+        if progress.queue_position == 0:
+            if not live.has_bar:
+                live.log(progress_line(replace(progress, step=0), 0.0))  # clients wait for 0 %
+            if progress.step and (not live.progress or live.progress.step != progress.step):
+                live.log(progress_line(progress, time.monotonic() - began))
+            live.has_bar = True
         live.progress = progress
-        if is_new and progress.queue_position == 0:
-            live.log(progress_line(progress, time.monotonic() - began))
         data: dict[str, JSON] = {
             "step": progress.step,
             "total": progress.total,

@@ -1,6 +1,6 @@
 """What is known of running predictions between two heartbeats: progress, log, last preview."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fluxserve.core.ports import EncodedImage, Progress
 from fluxserve.core.prediction import Prediction
@@ -17,7 +17,7 @@ class Live:
     progress: Progress | None = None
     preview: EncodedImage | None = None
     served_by: str = ""
-    last_outputs: dict[int, str] = field(default_factory=dict)
+    has_bar: bool = False  # the log shows a progress bar already
 
     @property
     def fraction(self) -> float:
