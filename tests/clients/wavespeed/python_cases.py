@@ -140,7 +140,7 @@ def a_task_is_the_same_in_other_dialects() -> None:
     assert (bfl["status"], bfl["result"]["seed"]) == ("Ready", 5)
     url = f"{SERVER}/v1/predictions/{id_}"
     assert requests.get(url, headers=BEARER, timeout=30).json()["status"] == "succeeded"
-    body = {"prompt": "a fox", "seed": 6}
+    body: dict[str, str | int] = {"prompt": "a fox", "seed": 6}
     made = requests.post(f"{SERVER}/v1/flux-dev", json=body, headers=BEARER, timeout=30).json()
     requests.get(f"{made['polling_url']}&wait=20", timeout=30)
     data = client.get_result(made["id"])["data"]

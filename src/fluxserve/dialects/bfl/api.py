@@ -168,9 +168,9 @@ class Api:
                 hold_s = max(wait_s, self.services.http.bfl_poll_hold_s)
                 prediction = await self.services.predictions.wait(prediction.id, hold_s)
         except NotFound:
-            return _unknown(asked)
+            return self._unknown(asked)
         if prediction.data_removed:
-            return _unknown(asked)
+            return self._unknown(asked)
         body = words.polled(prediction, self.services.links(request, self.mount))
         if "base64" in request.query_params.get("include", "").split(","):
             body = await self._with_bytes(prediction, body)
@@ -190,7 +190,7 @@ class Api:
             found = await self._find(asked, caller)
             prediction = await self.services.predictions.cancel(found.id, caller)
         except NotFound:
-            return _unknown(asked)
+            return self._unknown(asked)
         links = self.services.links(request, self.mount)
         return JSONResponse(words.polled(prediction, links), headers=NO_STORE)
 
@@ -268,6 +268,12 @@ class Api:
             return body
         data = await self.services.blobs.get(image.blob.key)
         return {**body, "result": {**result, "sample_base64": base64.b64encode(data).decode()}}
+
+    def _unknown(self, asked: str) -> Response:
+        body = words.unknown_task(asked)
+        if self.mount == GATEWAY:
+            body["error"] = {"message": words.NOT_FOUND, "type": "404"}
+        return JSONResponse(body, 404, NO_STORE)
 
     def _route(self, path: str, **calls: Call) -> Route:
         """One path for all methods, so that a wrong one is answered in BFL's shape too."""
@@ -353,10 +359,6 @@ def _idempotency(request: Request, name: str, body: Mapping[str, JSON]) -> Idemp
 def _in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
     found = forms.renamed(form, problem.problems)
     return InvalidRequest.of(found) if found else problem
-
-
-def _unknown(asked: str) -> Response:
-    return JSONResponse(words.unknown_task(asked), 404, NO_STORE)
 
 
 def _wait_s(request: Request) -> float:
