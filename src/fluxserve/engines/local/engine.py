@@ -109,7 +109,6 @@ class LocalEngine:
             self._spec: ModelSpec = inspect(setups[0].model)
         except WeightsError as error:
             raise StartupError(f"the model of engine {name}: {error}") from error
-        self._spool = setups[0].spool
         self._processes = [EngineProcess(setup) for setup in setups]
         self._loras = loras
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
@@ -130,7 +129,7 @@ class LocalEngine:
                 rows_max=settings.batch_tokens_max,
                 preview_steps=settings.preview_steps,
                 requests_max=settings.concurrency,
-                spool=Path(data_dir) / "spool" / name,
+                spool=Path(data_dir) / "spool" / name / device.replace(":", "-"),
                 stuck_s=settings.stuck_s,
             )
             for device in devices or ["auto"]
@@ -151,7 +150,12 @@ class LocalEngine:
         if any(process.ready is not None for process in self._processes):
             return None
         refusals = [process.refusal for process in self._processes if process.refusal]
-        return refusals[0] if refusals else f"{self._spec.name} is being loaded"
+        if refusals:
+            return refusals[0]
+        failed = max(process.failed_starts for process in self._processes)
+        if failed:
+            return f"the engine process ended {failed} times before it was ready; see the log"
+        return f"{self._spec.name} is being loaded"
 
     @property
     def processes(self) -> Sequence[EngineProcess]:
@@ -234,7 +238,7 @@ class LocalEngine:
                     has_ended = True
                     yield _report(message, served_by)
                 else:
-                    yield await self._update(message, blobs)
+                    yield await self._update(message, blobs, process.setup.spool)
         finally:
             if not has_ended:
                 await _cancel(process, inbox, order.id)
@@ -267,7 +271,7 @@ class LocalEngine:
         )
 
     async def _update(
-        self, message: Moved | Glimpse | Made | Note, blobs: Sequence[bytes]
+        self, message: Moved | Glimpse | Made | Note, blobs: Sequence[bytes], spool: Path
     ) -> EngineUpdate:
         match message:
             case Moved(step=step, total=total, eta_s=eta_s, position=position):
@@ -276,7 +280,7 @@ class LocalEngine:
                 image = EncodedImage(data=blobs[0], mime=mime, width=width, height=height)
                 return Preview(image=image, step=message.step, index=message.index)
             case Made(mime=mime, width=width, height=height):
-                data = await asyncio.to_thread(_take, self._spool / message.key)
+                data = await asyncio.to_thread(_take, spool / message.key)
                 image = EncodedImage(data=data, mime=mime, width=width, height=height)
                 return Output(index=message.index, image=image, seed=message.seed)
             case Note(text=text):

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a death, the last for ever
 STEADY_S = 60.0  # a process that lived this long starts the back-off anew
-SILENCE_S = 15.0  # without a beat for so long it is taken for frozen
+SILENCE_S = 15.0  # without a beat for so long it is taken for frozen ...
+START_SILENCE_S = 90.0  # ... but while torch is imported on a busy machine it may be silent longer
 CHECK_S = 0.5
 STOP_S = 5.0
 
@@ -82,6 +83,7 @@ class EngineProcess:
         self.cost: Coefficients | None = None
         self.refusal = ""  # why the model cannot be loaded, for good
         self.deaths = 0
+        self.failed_starts = 0  # in a row: deaths before it was ready
         self._jobs: dict[str, Inbox] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -93,7 +95,7 @@ class EngineProcess:
 
     async def start(self) -> None:
         """Begin to start; `wait_ready` tells when it can work."""
-        self.setup.spool.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(_empty, self.setup.spool)
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.setup.device}")
 
     async def stop(self) -> None:
@@ -126,6 +128,7 @@ class EngineProcess:
             except OSError:
                 log.exception("the engine process could not be started")
             finally:
+                self.failed_starts = 0 if self.ready is not None else self.failed_starts + 1
                 await self._end()
                 await self._forget_all()
             tries = 1 if time.monotonic() - began > STEADY_S else tries + 1
@@ -161,7 +164,8 @@ class EngineProcess:
         while True:
             await asyncio.sleep(CHECK_S)
             silent_s = time.monotonic() - self._heard_at
-            if silent_s > self.setup.silence_s or self._busy_s > self.setup.stuck_s:
+            limit_s = START_SILENCE_S if self.ready is None else self.setup.silence_s
+            if silent_s > limit_s or self._busy_s > self.setup.stuck_s:
                 log.error(
                     "the engine process hangs (silent %.0f s, busy %.0f s); it is replaced",
                     silent_s,
@@ -250,3 +254,10 @@ class EngineProcess:
             await self._writer.drain()
         except OSError as error:
             raise Lost from error
+
+
+def _empty(spool: Path) -> None:
+    """Make the folder, without what an earlier server may have left in it."""
+    spool.mkdir(parents=True, exist_ok=True)
+    for path in spool.iterdir():
+        path.unlink(missing_ok=True)

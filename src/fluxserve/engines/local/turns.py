@@ -42,6 +42,12 @@ class Turns:
                 self._change.notify_all()
 
     @property
+    def waiting(self) -> int:
+        """How many have a turn or wait for one."""
+        with self._change:
+            return len(self._waiting)
+
+    @property
     def busy_s(self) -> float:
         """For how long the oldest turn has been going on; 0.0 when nobody has one."""
         with self._change:
