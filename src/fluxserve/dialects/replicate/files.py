@@ -13,7 +13,8 @@ import hmac
 import json
 import mimetypes
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -52,11 +53,8 @@ class Files:
         self._mount = mount
 
     async def upload(self, request: Request, caller: Caller) -> Response:
-        form = await _form(request, self._services.http.upload_max_bytes)
-        try:
+        async with _form(request, self._services.http.upload_max_bytes) as form:
             file = await self._store(form, caller)
-        finally:
-            await form.close()
         return answer(show(file, self._links(request)), 201)
 
     async def list(self, request: Request, caller: Caller) -> Response:
@@ -169,7 +167,8 @@ def sign(services: Services, owner: str, shown_id: str, expiry: str) -> str:
     return base64.b64encode(mac.digest()).decode()
 
 
-async def _form(request: Request, file_max: int) -> FormData:
+@asynccontextmanager
+async def _form(request: Request, file_max: int) -> AsyncIterator[FormData]:
     """The multipart form of an upload; its body is bounded while it is read."""
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
@@ -190,6 +189,15 @@ async def _form(request: Request, file_max: int) -> FormData:
     parser = MultiPartParser(
         request.headers, bounded(), max_files=8, max_fields=200, max_part_size=FIELD_MAX
     )
+    try:
+        yield await _parsed(parser)
+    finally:
+        # The form closes the files it has; a body that breaks off leaves others open.
+        for file in parser._files_to_close_on_error:
+            file.close()
+
+
+async def _parsed(parser: MultiPartParser) -> FormData:
     try:
         return await parser.parse()
     except MultiPartException as error:

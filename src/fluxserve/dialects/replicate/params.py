@@ -62,8 +62,13 @@ def check_input(inputs: Inputs, body: Mapping[str, JSON]) -> Values:
     """The input's known fields with their defaults; InvalidRequest names every bad one."""
     said = {name: value for name, value in body.items() if not _is_blank(inputs, name, value)}
     checked = check(inputs.fields, said, parent="input")
-    if checked.problems:
-        raise InvalidRequest.of(checked.problems)
+    problems = list(checked.problems)
+    is_growing = checked.values.get("outpaint") not in (None, "None")
+    if inputs.field("outpaint") and not is_growing and said.get("mask") is None:
+        text = "mask is required"  # or a word for outpaint
+        problems.append(Problem(field="input", rule=Rule.REQUIRED, message=text))
+    if problems:
+        raise InvalidRequest.of(problems)
     return Values(checked.values)
 
 
