@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.flux.hub import COMMIT, FakeHub, serving
 
 from fluxserve.flux import transfer
 from fluxserve.flux.pull import RECORD, SPARE_BYTES, Licence, LicenceDeclinedError, pull
 from fluxserve.flux.transfer import Hub, Progress, PullError
+from tests.flux.hub import COMMIT, FakeHub, serving
 
 REPO = "black-forest-labs/FLUX.1-Kontext-dev"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
