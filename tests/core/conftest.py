@@ -70,6 +70,9 @@ class EmptyIntake:
     async def take_text(self, text: str, field_name: str) -> ImageInput:
         raise AssertionError("nothing is uploaded here")
 
+    async def check_url(self, url: str, field_name: str) -> None:
+        raise AssertionError("the core is given checked inputs")
+
     async def fetch(self, url: str) -> EncodedImage:
         raise InputUnreachable(f"{url} cannot be reached")
 

@@ -170,9 +170,17 @@ async def test_a_dead_link_of_ours_is_unreachable(house: House) -> None:
 async def test_a_private_url_is_refused_at_creation_and_when_the_job_runs(house: House) -> None:
     url = "http://[::ffff:169.254.169.254]/latest"
     with pytest.raises(InputUnreachable) as caught:
-        house.intake.check_url(url, "input_image")
+        await house.intake.check_url(url, "input_image")
     assert caught.value.field == "input_image"
     assert caught.value.message.startswith("input_image: ::ffff:169.254.169.254 is not a public")
     with pytest.raises(InputUnreachable):
         await house.intake.fetch(url)
-    house.intake.check_url("https://example.com/a.png", "input_image")
+    await house.intake.check_url("https://example.com/a.png", "input_image")
+
+
+async def test_our_own_links_pass_at_creation_wherever_we_listen(house: House) -> None:
+    house.links[OWN + "1"] = await house.blobs.put("files/1", b"some bytes", "image/png")
+    await house.intake.check_url(OWN + "1", "image")
+    with pytest.raises(InputUnreachable, match="image: a file of this server") as caught:
+        await house.intake.check_url(OWN + "gone", "image")
+    assert caught.value.field == "image"

@@ -320,6 +320,10 @@ class Intake(Protocol):
         """The same for a data URI or bare base64."""
         ...
 
+    async def check_url(self, url: str, field_name: str) -> None:
+        """Refuse a URL that can be refused without the network; InputUnreachable naming it."""
+        ...
+
     async def fetch(self, url: str) -> EncodedImage:
         """Fetch a picture through the address guard; InputUnreachable or InvalidRequest."""
         ...

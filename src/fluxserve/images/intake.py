@@ -63,13 +63,18 @@ class ImageIntake:
         """The same for a data URI or bare base64."""
         return await self.take(await self._decode(text, field_name), field_name)
 
-    def check_url(self, url: str, field_name: str) -> None:
+    async def check_url(self, url: str, field_name: str) -> None:
         """Refuse at creation what can be refused without asking the network.
 
-        Raises InputUnreachable naming the field: no http(s), malformed, a private address.
+        Raises InputUnreachable naming the field: no http(s), malformed, a private address, or one
+        of our own links that leads nowhere any more. Our own live links pass, wherever we listen.
         """
         try:
-            self._guard.check(url)
+            if await self._own(url) is None:
+                self._guard.check(url)
+        except NotFound as error:
+            message = f"{field_name}: a file of this server that is no longer there"
+            raise InputUnreachable(message, field=field_name) from error
         except InputUnreachable as error:
             message = f"{field_name}: {error.message}"
             raise InputUnreachable(message, field=field_name) from error
