@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.flux.conftest import Asked, Pair, ask, pair
 
 from fluxserve.flux import packed
 from fluxserve.flux.modules import SingleBlock
 from fluxserve.flux.packed import Row
 from fluxserve.flux.prepare import LowRank
 from fluxserve.flux.spec import Guidance, TransformerSpec, tiny
+from tests.flux.conftest import Asked, Pair, ask, pair
 
 SPECS = {
     "guidance": tiny().transformer,
