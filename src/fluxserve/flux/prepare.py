@@ -54,11 +54,13 @@ def prepare(
     guidance: float | None = None,
     reference: Tensor | None = None,
     adapters: Sequence[Adapter] = (),
+    turns: Tensor | None = None,
 ) -> Prepared:
     """Embed everything about a row that no step changes.
 
     `text` is (T, joint_attention_dim), `pooled` (P,), `reference` (R, in_channels), `sigmas` the
     noise levels of the steps, `positions` (T + L + R, 3) in the order text, picture, references.
+    `turns` is their `rotation`, where it is known already.
     """
     assert (guidance is not None) == (model.guidance is not None), "guidance does not fit the model"
     dtype, device = model.dtype, model.device
@@ -69,7 +71,9 @@ def prepare(
     return Prepared(
         text=model.text_in(text.to(device, dtype)),
         reference=embedded,
-        rotation=rotation(positions.to(device), model.spec.axes_dims_rope),
+        rotation=rotation(positions, model.spec.axes_dims_rope).to(device)
+        if turns is None
+        else turns,
         modulation=modulations(model, sigmas, guidance, pooled, adapters),
         adapters=adapters,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fluxserve.flux import packed, packing, schedule
 from fluxserve.flux.autoencoder import to_pixels
-from fluxserve.flux.prepare import Adapter, Prepared, prepare
+from fluxserve.flux.prepare import Adapter, Prepared, prepare, rotation
 from fluxserve.flux.preview import preview
 from fluxserve.flux.skips import skip_map
 from fluxserve.flux.spec import Guidance
@@ -112,22 +112,30 @@ def condition(
     sizes = [(latents.shape[1] // 2, latents.shape[2] // 2) for latents in references]
     packed_references = torch.cat([packing.pack(x) for x in references]) if references else None
 
-    def row(text: str) -> Prepared:
-        embedding = model.text.encode(text)
-        parts = [
-            packing.text_positions(embedding.tokens.shape[0]),
+    positions = torch.cat(
+        [
+            packing.text_positions(spec.text_tokens),
             packing.grid_positions(rows, columns),
             packing.reference_positions(sizes),
         ]
+    )
+    turns = model.rotations.get(
+        (rows, columns, *sizes),
+        lambda: rotation(positions, spec.transformer.axes_dims_rope).to(model.device),
+    )
+
+    def row(text: str) -> Prepared:
+        embedding = model.text.encode(text)
         return prepare(
             model.transformer,
             text=embedding.tokens,
             pooled=embedding.pooled,
-            positions=torch.cat(parts),
+            positions=positions,
             sigmas=sigmas[:-1],
             guidance=guidance if spec.guidance is Guidance.EMBEDDED else None,
             reference=packed_references,
             adapters=adapters,
+            turns=turns,
         )
 
     away = spec.guidance is Guidance.TRUE_CFG and guidance > 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fluxserve.flux import quantize
 from fluxserve.flux.autoencoder import Autoencoder
+from fluxserve.flux.cache import Cache
 from fluxserve.flux.encoders import ClipText, T5Encoder, clip_names, t5_names
 from fluxserve.flux.folder import WeightsError, inspect, weight_files
 from fluxserve.flux.modules import FluxTransformer, Placement, placements
@@ -19,6 +20,8 @@ from fluxserve.flux.offload import stream
 from fluxserve.flux.singlefile import diffusers_names
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.text import TextEncoder, load_tokenizer
+
+ROTATION_CACHE_BYTES = 64 * 2**20  # 14 layouts of an edit of one megapixel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +32,9 @@ class Model:
     transformer: FluxTransformer
     autoencoder: Autoencoder
     text: TextEncoder
+    rotations: Cache[Tensor] = field(  # by size of picture and references
+        default_factory=lambda: Cache(ROTATION_CACHE_BYTES, lambda turns: turns.nbytes)
+    )
 
     @property
     def device(self) -> torch.device:

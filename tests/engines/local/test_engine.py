@@ -383,6 +383,42 @@ async def test_a_model_that_cannot_be_loaded_is_trouble_with_a_reason(tmp_path: 
         await engine.stop()
 
 
+PARENT = """
+import asyncio, os, sys
+from pathlib import Path
+from fluxserve.engines.local.process import EngineProcess, Setup
+from fluxserve.flux.folder import embedded_folder
+
+async def main():
+    process = EngineProcess(Setup(model=embedded_folder(), device="cpu", spool=Path(sys.argv[1])))
+    await process.start()
+    await process.wait_ready()
+    print(process.pid, flush=True)
+    os._exit(9)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_process_ends_when_its_server_is_killed(tmp_path: Path) -> None:
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    pid = int((await server.communicate())[0])
+    async with asyncio.timeout(30):
+        while is_alive(pid):
+            await asyncio.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Neither gone nor waiting to be buried by whoever adopted it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 async def test_a_folder_that_is_no_model_refuses_the_start(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"model_index\.json: missing"):
         LocalEngine("local", [Setup(model=tmp_path, spool=tmp_path)])

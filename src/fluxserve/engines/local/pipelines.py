@@ -55,7 +55,11 @@ class Pipeline:
 
     @property
     def cache_stats(self) -> dict[str, CacheStats]:
-        return {"prompts": self.model.text.cache_stats, "references": self._references.stats}
+        return {
+            "prompts": self.model.text.cache_stats,
+            "references": self._references.stats,
+            "rotations": self.model.rotations.stats,
+        }
 
     # --- encode -----------------------------------------------------------------------------------
 
