@@ -91,6 +91,8 @@ def export(work: Path, name: str, target: Path, start: Path) -> int:
     shutil.rmtree(target / "checkpoint", ignore_errors=True)
     part.rename(target / "checkpoint")
     write_defaults(target, matrix)
+    for page in ("NOTICE", "MODEL_CARD.md"):
+        shutil.copy(Path(__file__).with_name("card") / page, target / page)
     run = json.loads(state["config"])
     record = {"config": run, "steps": state["step"], "samples": state["seen"]}
     text = json.dumps(record, indent=2) + "\n"
