@@ -133,6 +133,7 @@ CARDS: tuple[ModelCard, ...] = (
         weights="black-forest-labs/FLUX.1-dev",
         license=BFL_DEV_LICENSE,
         license_url=BFL_DEV_LICENSE_URL,
+        prompt_required=False,  # BFL takes none; dialects whose services want one say so
         aliases=(
             "flux-dev",
             "black-forest-labs/flux-dev-lora",
