@@ -261,3 +261,12 @@ async def test_a_sample_of_ours_is_an_input_without_the_network(client: httpx.As
     assert isinstance(first["result"], dict)
     body = {"prompt": "edit", "input_image": first["result"]["sample"]}
     await ready(client, await client.post("/v1/flux-kontext-pro", json=body))
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": ""}, {"prompt": None}])
+async def test_flux_dev_makes_pictures_without_a_prompt(
+    body: dict[str, str | None], client: httpx.AsyncClient
+) -> None:
+    final = await ready(client, await client.post("/v1/flux-dev", json=body))
+    assert isinstance(final["result"], dict)
+    assert final["result"]["prompt"] == ""
