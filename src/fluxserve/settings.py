@@ -73,8 +73,8 @@ class Retention(Section):
 class Engine(Section):
     device: str = Field("auto", description="auto, cpu, mps, cuda, or a list such as cuda:0,cuda:1")
     model_dir: str = Field("", description="a folder of real weights; empty: the embedded model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU; fp8: CUDA only"
     )
     batch_tokens_max: int = Field(0, ge=0, description="tokens of one step; 0: chosen by device")
     concurrency: int = Field(16, ge=1, description="predictions the engine holds at once")
