@@ -161,5 +161,6 @@ def _idempotency(request: Request, raw: bytes) -> Idempotency | None:
         raise InvalidRequest.of(
             [Problem(field="Idempotency-Key", rule=Rule.OTHER, message=message)]
         )
-    path = request.url.path.rpartition("/v1/")[2]
-    return Idempotency(key=key, body_hash=hashlib.sha256(path.encode() + b"\n" + raw).hexdigest())
+    digest = hashlib.sha256(request.url.path.rpartition("/v1/")[2].encode() + b"\n")
+    digest.update(raw)
+    return Idempotency(key=key, body_hash=digest.hexdigest())

@@ -60,6 +60,8 @@ async def open_stream(services: Services, request: Request, token: str) -> Respo
         for event in endings(now, shown, seen):
             yield event
 
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
     return stream(events())
 
 

@@ -5,6 +5,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -123,6 +124,7 @@ class Predictions:
         named = request.path_params.get("owner")
         name = f"{named}/{request.path_params['name']}" if named is not None else None
         body = await read_create(request, self._shelf, name, services.http.body_max_bytes)
+        _judge_target(body, links)
         inputs = body.model.inputs
         values = check_input(inputs, body.input)
         taken = await take_pictures(services, links, caller, inputs, body.input)
@@ -203,6 +205,15 @@ def _extra(body: Create, is_deployed: bool, is_blocking: bool) -> Mapping[str, J
     if is_blocking:
         extra["blocking"] = True
     return extra
+
+
+def _judge_target(body: Create, links: Links) -> None:
+    """Refuse a webhook that leads to this server itself."""
+    if body.webhook is None:
+        return
+    here, there = (urlsplit(url).netloc.lower() for url in (links.base, body.webhook.url))
+    if here == there.rpartition("@")[2]:
+        raise _bad("webhook", "must not lead to this server", Rule.FORMAT)
 
 
 def _fresh(made: Prediction) -> Prediction:
