@@ -15,6 +15,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import platform
 import statistics
 import tempfile
@@ -24,13 +25,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-from diffusers import FluxKontextPipeline, FluxPipeline
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
 from fluxserve.core.ports import EncodedImage, Job, Output
 from fluxserve.core.request import ImageRequest, OutputFormat, Task
+from fluxserve.engines.local.child import OPENMP_SPINS
 from fluxserve.engines.local.cores import physical_cores
 from fluxserve.engines.local.engine import LocalEngine
 from fluxserve.engines.local.process import Setup
@@ -63,7 +62,14 @@ def mixture(steps: int) -> list[Wish]:
 class Theirs:
     """The pipelines of diffusers on the same folder."""
 
-    def __init__(self, spec: ModelSpec, photo: Image.Image) -> None:
+    def __init__(self, spec: ModelSpec, photo: Image.Image, threads: int) -> None:
+        os.putenv("GOMP_SPINCOUNT", OPENMP_SPINS)  # as in our engine: it helps on a busy machine
+        import torch
+        from diffusers import FluxKontextPipeline, FluxPipeline
+        from diffusers.utils import logging as diffusers_logging
+
+        torch.set_num_threads(threads)
+        self._generator = torch.Generator()
         diffusers_logging.set_verbosity_error()
         self._spec, self._photo = spec, photo
         self._edit = FluxKontextPipeline.from_pretrained(embedded_folder(), dtype=torch.float32)
@@ -84,7 +90,7 @@ class Theirs:
             "height": side,
             "num_inference_steps": wish.steps,
             "max_sequence_length": self._spec.text_tokens,
-            "generator": torch.Generator().manual_seed(seed),
+            "generator": self._generator.manual_seed(seed),
         }
         if wish.is_edit:
             scale = self._spec.guidance_scale_edit
@@ -186,7 +192,7 @@ async def together(ours: Ours, theirs: Theirs, wishes: Sequence[Wish], rounds: i
 async def measure(rounds: int, steps: int, threads: int) -> list[Result]:
     spec = inspect(embedded_folder())
     photo = Image.radial_gradient("L").resize((spec.native_size or 64,) * 2).convert("RGB")
-    theirs = Theirs(spec, photo)
+    theirs = Theirs(spec, photo, threads)
     with tempfile.TemporaryDirectory() as spool:
         ours = Ours(spec, encode(photo, OutputFormat.PNG), Path(spool), threads)
         await ours.engine.start()
@@ -210,8 +216,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=physical_cores())
     said = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    torch.set_num_threads(said.threads)
-    torch.set_grad_enabled(False)
     results = asyncio.run(measure(said.rounds, said.steps, said.threads))
     print(f"{platform.processor() or platform.machine()}, {said.threads} threads, float32,")
     print(f"{inspect(embedded_folder()).name}, {said.steps} steps, {said.rounds} rounds")
