@@ -285,13 +285,14 @@ def bearer(request: Request, *schemes: str) -> str | None:
 
 
 async def take_image(services: Services, value: str, field_name: str) -> ImageInput:
-    """An input picture as dialects get it: a URL is kept, inline bytes are checked and stored.
+    """An input picture as dialects get it: a URL is judged, inline bytes are checked and stored.
 
-    InvalidRequest or TooLarge, naming the field.
+    InvalidRequest, InputUnreachable (a private address, say) or TooLarge, naming the field.
     """
     text = value.strip()
     if text[:8].lower().startswith(("http://", "https://")):
         if len(text) > 8192:
             raise InvalidRequest("a URL of at most 8192 characters", field=field_name)
+        await services.intake.check_url(text, field_name)
         return ImageInput(url=text)
     return await services.intake.take_text(text, field_name)
