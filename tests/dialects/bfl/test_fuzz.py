@@ -18,15 +18,15 @@ NAMES = names(Catalog(CARDS, lambda: 1))
 EXTRA = ("image", "mask", "image_prompt", *NUMBERED[:5])
 MOUNTS = ("/v1", "/flux/v1", "/bfl/v1")
 QUERIES = st.sampled_from(["", "0", "-1", "nan", "inf", "0.001", "x", "1e999", "\x00"])
-CASES = 300
-MANY_CASES = 5000
-COMMON = {
-    "deadline": None,
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-    "phases": (Phase.generate,),
-}
+FEW = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate,),
+)
+MANY = settings(FEW, max_examples=5000)
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +73,20 @@ def submit(bfl: Bench, case: tuple[str, str, bytes]) -> None:
         assert (poll.status_code, poll.json()["status"]) == (200, "Pending")
 
 
-@settings(max_examples=CASES, **COMMON)
+@FEW
 @given(case=submits())
 def test_any_submit_is_answered_in_bfls_shape(bfl: Bench, case: tuple[str, str, bytes]) -> None:
     submit(bfl, case)
 
 
 @pytest.mark.slow
-@settings(max_examples=MANY_CASES, **COMMON)
+@MANY
 @given(case=submits())
 def test_any_of_many_submits_is_too(bfl: Bench, case: tuple[str, str, bytes]) -> None:
     submit(bfl, case)
 
 
-@settings(max_examples=CASES, **COMMON)
+@FEW
 @given(mount=st.sampled_from(MOUNTS), id_=st.text(max_size=40), wait=QUERIES, limit=QUERIES)
 def test_any_other_call_is_answered_in_bfls_shape(
     bfl: Bench, mount: str, id_: str, wait: str, limit: str

@@ -28,15 +28,15 @@ QUERIES = st.sampled_from(
         "?a",
     ]
 )
-CASES = 300
-MANY_CASES = 5000
-COMMON = {
-    "deadline": None,
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-    "phases": (Phase.generate,),
-}
+FEW = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate,),
+)
+MANY = settings(FEW, max_examples=5000)
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +93,20 @@ def submit(wavespeed: Bench, case: tuple[str, bytes]) -> None:
         judge(wavespeed.ask("GET", data["urls"]["get"]))
 
 
-@settings(max_examples=CASES, **COMMON)
+@FEW
 @given(case=submits())
 def test_any_submit_is_answered_in_the_envelope(wavespeed: Bench, case: tuple[str, bytes]) -> None:
     submit(wavespeed, case)
 
 
 @pytest.mark.slow
-@settings(max_examples=MANY_CASES, **COMMON)
+@MANY
 @given(case=submits())
 def test_any_of_many_submits_is_too(wavespeed: Bench, case: tuple[str, bytes]) -> None:
     submit(wavespeed, case)
 
 
-@settings(max_examples=CASES, **COMMON)
+@FEW
 @given(case=other_calls(), id_=st.text(max_size=40), junk=JUNK)
 def test_any_other_call_is_answered_in_the_envelope(
     wavespeed: Bench, case: tuple[str, bytes], id_: str, junk: object
