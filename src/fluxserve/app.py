@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 
 from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
@@ -39,6 +40,7 @@ from fluxserve.engines.upstream.service import Upstreams, channels_of
 from fluxserve.images.guard import GuardedClient
 from fluxserve.images.guard import Limits as FetchLimits
 from fluxserve.images.intake import ImageIntake
+from fluxserve.images.masks import repaint_mask
 from fluxserve.ops.limiter import MemoryLimiter
 from fluxserve.ops.metrics import Metrics
 from fluxserve.settings import Settings
@@ -58,7 +60,7 @@ from fluxserve.storage.secrets import open_admin_token, open_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
 from fluxserve.webhooks.sender import Deliverer
-from fluxserve.webhooks.signing import Message, Scheme
+from fluxserve.webhooks.signing import Message, Scheme, jwks
 from fluxserve.webhooks.signing import Signer as WebhookSigner
 from fluxserve.webhooks.updates import Updates
 
@@ -243,6 +245,8 @@ class House:
             http=http_settings(self.settings),
             clock=now,
             retention_s=self.settings.retention.files_s,
+            repaint_mask=partial(repaint_mask, pixels_max=self.settings.limits.pixels_max),
+            webhook_jwks=jwks(self.secrets.webhook_key),
             devices=self._devices,
             channels=lambda: [asdict(report) for report in self.upstreams.reports()],
         )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.dialects.exchange import Value, match, parse, play
 
 from fluxserve.core.request import JSON
+from tests.dialects.exchange import Value, match, parse, play
 
 TALK = """\
 # Two requests.

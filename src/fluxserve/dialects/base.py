@@ -111,6 +111,8 @@ class Services:
     http: HttpSettings
     clock: Callable[[], datetime]
     retention_s: float
+    repaint_mask: Callable[[bytes, str], bytes]  # data, field: white where the mask wants change
+    webhook_jwks: JSON  # the public key of fal's webhooks
     devices: Callable[[], Sequence[JSON]] = tuple
     channels: Callable[[], Sequence[JSON]] = tuple
     extra: Mapping[str, object] = field(default_factory=dict)
