@@ -3,7 +3,7 @@
 Order decides who answers an unknown path that two of them could own.
 """
 
-from fluxserve.dialects import bfl, native, replicate, wavespeed
+from fluxserve.dialects import bfl, native, openai, replicate, wavespeed
 from fluxserve.dialects.base import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -11,4 +11,5 @@ DIALECTS: tuple[Dialect, ...] = (
     bfl.DIALECT,
     replicate.DIALECT,
     wavespeed.DIALECT,
+    openai.DIALECT,
 )
