@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 EPS = 1e-6
+HALF_MAX = 65504.0  # the largest float16
 
 # The tanh form of gelu, with a sigmoid: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
 _GELU_1 = 1.5957691216057308
@@ -32,6 +33,8 @@ def add_gated_(x: Tensor, y: Tensor, gate: Tensor) -> None:
         x.addcmul_(y, gate)
     else:
         x.add_(y.mul_(gate))
+        if x.dtype is torch.float16:
+            x.clamp_(-HALF_MAX, HALF_MAX)  # a few channels of FLUX grow beyond it
 
 
 def gelu(x: Tensor) -> Tensor:

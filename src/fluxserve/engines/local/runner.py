@@ -149,5 +149,6 @@ def _understood(error: RuntimeError) -> Exception:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return NoRoom(str(error))
-    is_accelerator = isinstance(error, torch.AcceleratorError)
-    return DeviceLost(str(error)) if is_accelerator or "cuda error" in text else error
+    dead = getattr(torch, "AcceleratorError", None)  # since torch 2.8
+    is_dead = "cuda error" in text or (dead is not None and isinstance(error, dead))
+    return DeviceLost(str(error)) if is_dead else error
