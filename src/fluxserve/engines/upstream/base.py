@@ -42,6 +42,7 @@ class Channel:
     spec: ChannelSpec
     provider: Provider
     health: ChannelHealth
+    on_room: Callable[[], None] = lambda: None  # called when a submission ends
 
     @property
     def name(self) -> str:
@@ -125,6 +126,7 @@ class Desk:
         channel = self.channels.get(attempt.channel)
         if channel is not None and attempt.state is not AttemptState.FETCHED:
             channel.health.open = max(0, channel.health.open - 1)
+            channel.on_room()
         return saved
 
 

@@ -82,22 +82,23 @@ class Follower:
         room = POLLS_MAX - len(self._tasks)
         if room <= 0:
             return LOOK_S  # a task that ends sets `due`
+        first = await self._desk.attempts.next_due()  # a read: it costs less than an empty claim
         at = self._desk.clock()
+        if first is None:
+            return LOOK_S
+        if first > at:
+            return min(LOOK_S, max(0.005, (first - at).total_seconds()))
         due = await self._desk.attempts.claim_due(at, at + POLL_LEASE, room)
         for attempt in due:
             task = asyncio.create_task(self._guard(attempt), name=f"follow {attempt.id}")
             self._tasks.add(task)
             task.add_done_callback(self._done)
-        if due:
-            return 0.0
-        later = await self._desk.attempts.next_due()
-        if later is None:
-            return LOOK_S
-        return min(LOOK_S, max(0.005, (later - self._desk.clock()).total_seconds()))
+        return 0.0
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        if len(self._tasks) >= POLLS_MAX:
+            self._desk.due.set()  # something may have waited for this place
         self._tasks.discard(task)
-        self._desk.due.set()
 
     async def _guard(self, attempt: Attempt) -> None:
         try:

@@ -1,13 +1,12 @@
 """All channels of this server: started, stopped, looked at, and told what providers call back."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from fluxserve.core.attempts import AttemptState
+from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event, EventKind
 from fluxserve.core.request import JSON
@@ -31,6 +30,7 @@ from fluxserve.engines.upstream.wire import Guard
 
 log = logging.getLogger(__name__)
 
+CALLBACK_TRIES = 5  # a submission may move while its callback is being read
 RECOUNT_S = 10.0  # open submissions are counted anew this often: other processes make some too
 
 KINDS: Mapping[ChannelKind, Callable[[ChannelSpec, Guard], Provider]] = {
@@ -133,23 +133,21 @@ class Upstreams:
         The body is believed in one thing only, the id under which the provider has the job; what
         became of it is asked there.
         """
-        attempt = await self._desk.attempts.get(token)
-        channel = self._desk.channels.get(attempt.channel)
-        if channel is None:
-            raise NotFound("no such submission")
-        now = self._desk.clock()
-        after = replace(attempt, next_at=now)
-        if attempt.state in (AttemptState.INTENT, AttemptState.UNKNOWN):
-            upstream_id = channel.provider.heard(body)
-            if upstream_id is None:
+        for _ in range(CALLBACK_TRIES):
+            attempt = await self._desk.attempts.get(token)
+            channel = self._desk.channels.get(attempt.channel)
+            if channel is None:
+                raise NotFound("no such submission")
+            after = _told(attempt, channel.provider.heard(body), self._desk.clock())
+            if after is None:
                 return
-            accepted = AttemptState.ACCEPTED
-            after = replace(after, state=accepted, upstream_id=upstream_id, failure=None)
-        elif attempt.state is not AttemptState.ACCEPTED:
-            return  # told again
-        with contextlib.suppress(Conflict):
-            await self._desk.attempts.move(attempt, after)
-        self._desk.due.set()
+            try:
+                await self._desk.attempts.move(attempt, after)
+            except Conflict:
+                continue  # it moved at this very moment: the proof must not be lost
+            self._desk.due.set()
+            return
+        log.error("%s: a callback names a job that is not its own", attempt.prediction_id)
 
     def _hear(self, event: Event) -> None:
         match event.kind:
@@ -200,6 +198,16 @@ class Upstreams:
                 await self._recount()
             except Exception:
                 log.exception("counting open submissions failed; trying again")
+
+
+def _told(attempt: Attempt, upstream_id: str | None, at: datetime) -> Attempt | None:
+    """The attempt after a callback; None when the callback changes nothing."""
+    if attempt.state is AttemptState.ACCEPTED:
+        return replace(attempt, next_at=at)
+    if attempt.state not in (AttemptState.INTENT, AttemptState.UNKNOWN) or upstream_id is None:
+        return None
+    accepted = AttemptState.ACCEPTED
+    return replace(attempt, state=accepted, upstream_id=upstream_id, failure=None, next_at=at)
 
 
 def _report(channel: Channel) -> ChannelReport:

@@ -52,8 +52,10 @@ class Submitter:
         self._wake = asyncio.Event()
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
+        self._wants_room = False
 
     async def start(self) -> None:
+        self._channel.on_room = self._has_room
         name = f"claim {self._channel.name}"
         self._loop = asyncio.create_task(self._claim_forever(), name=name)
 
@@ -71,6 +73,11 @@ class Submitter:
     def wake(self) -> None:
         self._wake.set()
 
+    def _has_room(self) -> None:
+        """Something ended: claim more, if it was for want of room that we stopped."""
+        if self._wants_room:
+            self._wake.set()
+
     async def _claim_forever(self) -> None:
         while True:
             self._wake.clear()
@@ -87,7 +94,8 @@ class Submitter:
         while True:
             is_resting = self._channel.health.state is ChannelState.RESTING
             room = min(self._channel.health.room, SUBMITS_MAX) - len(self._serving)
-            if not is_resting and room <= 0:
+            self._wants_room = not is_resting and room <= 0
+            if self._wants_room:
                 return
             at = self._desk.clock()
             claimed = await self._desk.store.claim(
@@ -147,7 +155,7 @@ class Submitter:
                 await self._desk.refuse(prediction, failure)
         finally:
             self._serving.pop(prediction.id, None)
-            self._wake.set()
+            self._has_room()
 
     async def _submit_all(self, prediction: Prediction) -> None:
         """Adopt what was submitted before; submit the parts that nobody has."""
