@@ -16,7 +16,7 @@ from fluxserve.core.cards import CARDS
 from fluxserve.core.errors import StartupError
 
 GIB = 1024**3
-PACKAGES = ("torch", "diffusers", "transformers", "obstore", "starlette", "uvicorn")
+PACKAGES = ("torch", "safetensors", "tokenizers", "obstore", "starlette", "uvicorn")
 NEEDS_GIB = 34  # FLUX.1 in bfloat16 with its text encoders, on disk
 
 
@@ -36,7 +36,7 @@ def doctor(data_dir: DataDir = None, config: Config = None) -> None:
         typer.secho(mark, fg=colour, nl=False)
         typer.echo(f"  {text}")
     typer.echo()
-    typer.echo(_advice(settings))
+    typer.echo(_advice(settings) if is_well else "Put right what failed above; then ask again.")
     raise typer.Exit(0 if is_well else 1)
 
 

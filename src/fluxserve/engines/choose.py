@@ -51,7 +51,7 @@ def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
 
 def can_compute() -> bool:
     """Whether the `local` extra is installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "diffusers", "transformers"))
+    return all(importlib.util.find_spec(name) for name in ("torch", "safetensors", "tokenizers"))
 
 
 def _channel(asked: Upstream) -> ChannelSpec:
