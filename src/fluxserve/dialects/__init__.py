@@ -3,7 +3,7 @@
 Order decides who answers an unknown path that two of them could own.
 """
 
-from fluxserve.dialects import bfl, native, openai, replicate, wavespeed
+from fluxserve.dialects import bfl, fal, native, openai, replicate, wavespeed
 from fluxserve.dialects.base import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -12,4 +12,5 @@ DIALECTS: tuple[Dialect, ...] = (
     replicate.DIALECT,
     wavespeed.DIALECT,
     openai.DIALECT,
+    fal.DIALECT,
 )
