@@ -27,6 +27,8 @@ NODE: dict[str, str] = {
     "wavespeed": "0.3.2",
     "@ai-sdk/black-forest-labs": "2.0.41",
     "ai7": "npm:ai@7.0.173",
+    "openai": "6.49.0",
+    "@fal-ai/client": "1.10.1",
 }
 
 
