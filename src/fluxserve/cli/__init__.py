@@ -1,11 +1,13 @@
 """The command line: `serve`, and an ordinary client of the native API for everything else."""
 
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from fluxserve import __version__
-from fluxserve.cli import doctor, keys, models, pictures, server
+from fluxserve.cli import bench, doctor, keys, models, pictures, server
 from fluxserve.core.errors import FluxserveError, StartupError
 
 app = typer.Typer(
@@ -19,6 +21,7 @@ server.add_to(app)
 pictures.add_to(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+bench.add_to(app)
 doctor.add_to(app)
 
 
@@ -28,10 +31,31 @@ def version() -> None:
     typer.echo(f"fluxserve {__version__}")
 
 
-def main() -> None:
+def _tell_version(*, is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda value: _tell_version(is_asked=value),
+            help="print the version",
+        ),
+    ] = False,
+) -> None:
+    """Serve FLUX image generation and editing through the APIs your code already calls."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, 1 it failed, 2 wrong use, 3 refused to start, 130 interrupted."""
     try:
-        app()
+        app(args=words, prog_name="fluxserve")
     except StartupError as error:
         _say(error.message)
         sys.exit(3)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxserve import settings as setting
-from fluxserve.cli.client import Client
+from fluxserve.cli.client import Client, pinned
 from fluxserve.core.errors import StartupError
 from fluxserve.storage.lock import is_held
 
@@ -36,10 +36,12 @@ def _beside(data: Path, method: str, path: str, body: dict[str, Any] | None) -> 
     try:
         note = json.loads((data / NOTE).read_text())
         token = (data / "admin.token").read_text().strip()
+        certificate = note.get("verify")
+        trust = pinned(certificate) if isinstance(certificate, str) else None
     except (OSError, ValueError):
         text = f"a server holds {data} but has not said where it listens: try again in a moment"
         raise StartupError(text) from None
-    client = Client(note["url"], token, verify=note.get("verify", True))
+    client = Client(note["url"], token, trust=trust)
     try:
         return client.call(method, path, body)
     finally:

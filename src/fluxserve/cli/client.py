@@ -15,49 +15,53 @@ from fluxserve.core.errors import ErrorCode, FluxserveError, Unavailable
 
 API = "/fluxserve/v1"
 START_S = 120.0  # how long a server inside this process may take to load its model
+STOP_S = 30.0  # and to let go of it
+END_OF_CERTIFICATE = "-----END CERTIFICATE-----"
 
 
 class Client:
     """Calls one server. Every error is a FluxserveError with the server's own sentence."""
 
-    def __init__(self, url: str, key: str | None = None, *, verify: str | bool = True) -> None:
-        """`verify`: a file with the authority to trust, for a server with its own."""
+    def __init__(
+        self, url: str, key: str | None = None, *, trust: ssl.SSLContext | None = None
+    ) -> None:
+        """`trust`: what to believe of the server's certificate [the system, SSL_CERT_FILE]."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(60.0, connect=10.0, read=None)
-        trusted = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
-        self._http = httpx.Client(
-            base_url=url.rstrip("/"), headers=headers, timeout=timeout, verify=trusted
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url.rstrip("/"), headers=headers, timeout=timeout, verify=trust or True
+            )
+        except httpx.InvalidURL as error:
+            raise FluxserveError(f"--server {url} is not a URL: {error}") from None
 
     def close(self) -> None:
         self._http.close()
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer as JSON, or None when there is none."""
-        try:
+        with self._explained():
             answer = self._http.request(method, API + path, json=body)
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{self._http.base_url} does not answer: {error}") from None
         return self._read(answer)
 
     def upload(self, data: bytes, name: str) -> str:
         """Store a file; returns the link to use as an input picture."""
-        try:
+        with self._explained():
             answer = self._http.post(f"{API}/files", files={"file": (name, data)})
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{self._http.base_url} does not answer: {error}") from None
         link: str = self._read(answer)["url"]
         return link
 
     def download(self, url: str) -> bytes:
-        answer = self._http.get(url)
+        with self._explained():
+            answer = self._http.get(url)
         if answer.status_code != 200:
             raise Unavailable(f"the picture could not be downloaded: HTTP {answer.status_code}")
         return answer.content
 
     def events(self, prediction_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Kind and data of each event, until the prediction is finished."""
-        with self._http.stream("GET", f"{API}/predictions/{prediction_id}/events") as answer:
+        """Kind and data of each event, until the prediction is finished or the stream breaks."""
+        path = f"{API}/predictions/{prediction_id}/events"
+        with self._explained(), self._http.stream("GET", path) as answer:
             if answer.status_code != 200:
                 answer.read()
                 self._read(answer)
@@ -71,6 +75,14 @@ class Client:
                     yield kind, json.loads(data)
                     kind, data = "", ""
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Troubles of the network in words, with the server's address."""
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(f"{self._http.base_url} does not answer: {error}") from None
+
     def _read(self, answer: httpx.Response) -> Any:
         if answer.status_code == 204:
             return None
@@ -81,8 +93,11 @@ class Client:
             raise Unavailable(f"{text}: is it a fluxserve server?") from None
         if answer.is_success:
             return body
-        said = body.get("error", {}) if isinstance(body, dict) else {}
-        error = FluxserveError(said.get("message") or f"HTTP {answer.status_code}")
+        said = body.get("error") if isinstance(body, dict) else None
+        if not isinstance(said, dict) or "message" not in said:
+            text = f"{self._http.base_url} answered {answer.status_code} in words of its own"
+            raise Unavailable(f"{text}: is it a fluxserve server?")
+        error = FluxserveError(str(said["message"]))
         known = said.get("code")
         error.code = ErrorCode(known) if known in list(ErrorCode) else ErrorCode.INTERNAL
         raise error
@@ -108,11 +123,13 @@ def connected(server: str | None, key: str | None, **flags: Any) -> Iterator[Cli
 
 @contextmanager
 def _inside(folder: str, flags: Mapping[str, Any]) -> Iterator[str]:
-    """A server on a free loopback port in a thread of this process."""
+    """A server on a free loopback port in a thread of this process, on a folder of its own."""
     from fluxserve import settings as setting
     from fluxserve.serving import Background
 
-    wanted = {**flags, "host": "127.0.0.1", "port": 0, "data_dir": folder}
+    apart = {"tls_cert": "", "tls_key": "", "database": {"url": ""}, "files": {"url": ""}}
+    here = {"host": "127.0.0.1", "port": 0, "data_dir": folder, "public_url": ""}
+    wanted = {**flags, **apart, **here}
     config = wanted.pop("config", None)
     server = Background(setting.load(wanted, config=config))
     thread = threading.Thread(target=server.run, name="fluxserve", daemon=True)
@@ -121,7 +138,21 @@ def _inside(folder: str, flags: Mapping[str, Any]) -> Iterator[str]:
         yield server.wait_until_ready(START_S)
     finally:
         server.stop()
-        thread.join(30)
+        thread.join(STOP_S)
+
+
+def pinned(certificate: str) -> ssl.SSLContext:
+    """Trust the server that shows the first certificate of this file, whatever its name; OSError.
+
+    For commands beside a server: they read its own file, and they reach it by another address
+    than the one it was certified for.
+    """
+    first, end, _ = Path(certificate).read_text().partition(END_OF_CERTIFICATE)
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.check_hostname = False
+    trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    trust.load_verify_locations(cadata=first + end)
+    return trust
 
 
 def read_picture(path: str) -> bytes:

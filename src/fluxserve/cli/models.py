@@ -1,20 +1,40 @@
 """`fluxserve models list|show|pull`."""
 
 import json
-from typing import Annotated
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fluxserve import settings as setting
 from fluxserve.cli.admin import administer
 from fluxserve.cli.server import Config, DataDir
+from fluxserve.core.cards import CARDS
+from fluxserve.core.errors import FluxserveError, StartupError
+
+if TYPE_CHECKING:
+    from fluxserve.flux.pull import Licence
+    from fluxserve.flux.transfer import Hub
 
 app = typer.Typer(help="Models and their weights.", no_args_is_help=True)
 
+TOKEN_ENV = "HF_TOKEN"  # where a hub's token is looked for when nobody names a variable
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
 
 @app.command("list")
-def list_(data_dir: DataDir = None, config: Config = None) -> None:
+def list_(as_json: AsJson = False, data_dir: DataDir = None, config: Config = None) -> None:
     """Every model this server knows, and who serves it."""
     rows = administer("GET", "/models", None, data_dir=data_dir, config=config)["results"]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo(f"{'MODEL':40} {'SERVED BY':12} TASKS")
     for card in rows:
         served = card["engine"] or "-"
         typer.echo(f"{card['id']:40} {served:12} {', '.join(card['tasks'])}")
@@ -23,9 +43,147 @@ def list_(data_dir: DataDir = None, config: Config = None) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="any public name")],
+    as_json: AsJson = False,
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
-    """One model card as JSON: limits, defaults, sizes, licence, aliases."""
+    """One model: limits, defaults, sizes, licence, and what else it is called."""
     card = administer("GET", f"/models/{name}", None, data_dir=data_dir, config=config)
-    typer.echo(json.dumps(card, indent=2))
+    if as_json:
+        typer.echo(json.dumps(card, indent=2))
+        return
+    width = max(len(label) for label, _ in _lines(card))
+    for label, text in _lines(card):
+        typer.echo(f"{label:{width}}  {text}")
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="any public name, or OWNER/REPOSITORY of the hub")],
+    folder: Annotated[
+        str | None, typer.Option("--dir", help="where to put it [DATA_DIR/models/NAME]")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="yes to the licence, which is printed")
+    ] = False,
+    token_env: Annotated[
+        str | None, typer.Option(help=f"variable that holds the hub's token [{TOKEN_ENV}]")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="URL of another hub")] = None,
+    revision: Annotated[str, typer.Option(help="branch, tag or commit")] = "main",
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Download the weights of a model; broken off, it goes on where it stopped."""
+    repo = _repository(name)
+    place = Path(folder).expanduser() if folder else _place(repo, data_dir, config)
+    try:
+        from fluxserve.flux.transfer import Hub
+    except ImportError:
+        text = "downloading needs what computes, too: `pip install fluxserve[local]`"
+        raise FluxserveError(text) from None
+    token = _token(token_env)
+    hub = Hub(repo=repo, revision=revision, token=token, endpoint=endpoint)
+    _download(hub, place, accept_license=accept_license)
+    typer.echo(str(place))
+    typer.echo(f"serve it with: fluxserve serve --set engine.model_dir={place}", err=True)
+
+
+def _download(hub: "Hub", place: Path, *, accept_license: bool) -> None:
+    from fluxserve.flux.pull import pull as download
+    from fluxserve.flux.transfer import Progress as Done
+    from fluxserve.flux.transfer import PullError
+
+    console = Console(stderr=True)
+    name = TextColumn("{task.description}")
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("looking", total=None)
+
+        def report(done: Done) -> None:
+            bar.update(
+                task, description=done.file, completed=done.done_bytes, total=done.total_bytes
+            )
+
+        def accept(licence: "Licence") -> bool:
+            bar.stop()
+            try:
+                return _accept(licence, is_accepted=accept_license)
+            finally:
+                bar.start()
+
+        try:
+            download(hub, place, accept=accept, report=report)
+        except PullError as error:
+            raise FluxserveError(str(error)) from error
+
+
+def _accept(licence: "Licence", *, is_accepted: bool) -> bool:
+    """Show the licence, and ask whoever sits at the terminal unless they said yes before."""
+    typer.echo(f"{licence.repo} is under this licence: {licence.name}", err=True)
+    if licence.url:
+        typer.echo(licence.url, err=True)
+    if licence.is_gated:
+        typer.echo("its owner wants it accepted on the hub's page as well", err=True)
+    if is_accepted:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise FluxserveError("read the licence, and say yes to it with --accept-license")
+    if licence.text:
+        typer.echo(licence.text, err=True)
+    return typer.confirm("Do you accept it?", err=True)
+
+
+def _repository(name: str) -> str:
+    """The repository with the weights of a model; FluxserveError."""
+    card = next((card for card in CARDS if name in card.names), None)
+    if card is None:
+        if _REPOSITORY.fullmatch(name):
+            return name
+        raise FluxserveError(f"there is no model named {name!r}: see `fluxserve models list`")
+    if card.weights:
+        return card.weights
+    known = ", ".join(card.weights for card in CARDS if card.weights)
+    raise FluxserveError(f"{card.id} has no weights to download; these have: {known}")
+
+
+def _place(repo: str, data_dir: str | None, config: str | None) -> Path:
+    settings = setting.load({"data_dir": data_dir} if data_dir else {}, config=config)
+    return settings.data / "models" / repo.rpartition("/")[2]
+
+
+def _token(variable: str | None) -> str | None:
+    try:
+        return setting.secret_from(variable or TOKEN_ENV)
+    except StartupError:
+        if variable:  # named by the caller, so it should hold one
+            raise
+        return None
+
+
+def _lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a person wants to know of a model card, label and text."""
+    limits, defaults = card["limits"], card["defaults"]
+    low, high = limits["side_px"]
+    least, most = limits["images"]
+    ratios = ", ".join(f"{name} ({size})" for name, size in card["aspect_ratios"].items())
+    rows = [
+        ("model", card["id"]),
+        ("", f"{card['title']}: {card['description']}"),
+        ("served by", card["engine"] or "nobody here"),
+        ("tasks", ", ".join(card["tasks"])),
+        ("pictures", f"{least} to {most} in, up to {limits['num_outputs_max']} out"),
+        ("steps", f"{defaults['num_steps']}, of {_span(limits['num_steps'])}"),
+        ("guidance", f"{defaults['guidance']:g}, of {_span(limits['guidance'])}"),
+        ("size", f"{defaults['size']}, sides {low} to {high} px"),
+        ("ratios", ratios or "any"),
+        ("format", f"{defaults['output_format']}, quality {defaults['output_quality']}"),
+        ("licence", " ".join(filter(None, (card["license"], card["license_url"])))),
+        ("weights", card["weights"] or "not open"),
+        ("also called", ", ".join(card["aliases"]) or "-"),
+    ]
+    return [(label, text) for label, text in rows if text]
+
+
+def _span(pair: list[float]) -> str:
+    return f"{pair[0]:g} to {pair[1]:g}"

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fluxserve.cli.client import Client, connected, read_picture
-from fluxserve.core.errors import FluxserveError
+from fluxserve.core.errors import FluxserveError, Unavailable
 
 Output = Annotated[str | None, typer.Option("-o", "--output", help="file to write [by seed]")]
 Model = Annotated[str, typer.Option("--model", "-m", help="public name of a model")]
@@ -20,16 +21,19 @@ SizeText = Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pi
 Steps = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="guidance scale")]
 Seed = Annotated[int | None, typer.Option("--seed", help="the same seed gives the same picture")]
-Count = Annotated[int, typer.Option("--n", help="how many pictures")]
+Count = Annotated[int, typer.Option("--n", min=1, help="how many pictures")]
 Server = Annotated[
     str | None, typer.Option(envvar="FLUXSERVE_SERVER", help="URL of a server [run in process]")
 ]
 Key = Annotated[str | None, typer.Option(envvar="FLUXSERVE_API_KEY", help="key of that server")]
-PreviewFile = Annotated[str | None, typer.Option("--preview", help="file that shows it growing")]
+PreviewFile = Annotated[
+    str | None, typer.Option("--preview", help="file that shows it growing (PNG)")
+]
 Config = Annotated[str | None, typer.Option(help="settings file (TOML), in process")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the finished prediction as JSON")]
+AsJson = Annotated[bool, typer.Option("--json", help="print prediction and files as JSON")]
 
 EMBEDDED = "fluxserve/embedded"
+_SIZE = re.compile(r"(\d{1,5})[x*×](\d{1,5})", re.IGNORECASE)
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -84,9 +88,19 @@ def edit(
     wish = _wish(model, instruction, size, steps, guidance, seed, n, output, preview)
     with connected(server, key, config=config) as client:
         wish["images"] = [
-            client.upload(data, Path(path).name) for data, path in zip(pictures, paths, strict=True)
+            _upload(client, data, path) for data, path in zip(pictures, paths, strict=True)
         ]
         _make(client, wish, output, preview, as_json=as_json)
+
+
+def _upload(client: Client, data: bytes, path: str) -> str:
+    """A link to the picture; an error names the file as the command line did."""
+    try:
+        return client.upload(data, Path(path).name)
+    except Unavailable:
+        raise
+    except FluxserveError as error:
+        raise FluxserveError(f"{path}: {error.message.removeprefix('file: ')}") from None
 
 
 def _wish(
@@ -103,6 +117,11 @@ def _wish(
     suffix = Path(output).suffix.lower() if output else ".png"
     if suffix not in _FORMATS:
         raise typer.BadParameter(f"-o: a name ending in {', '.join(_FORMATS)}, not {output}")
+    if size and not _SIZE.fullmatch(size):
+        raise typer.BadParameter(f"--size: WIDTHxHEIGHT in pixels such as 768x512, not {size}")
+    for file in filter(None, (output, preview)):
+        if not Path(file).expanduser().absolute().parent.is_dir():
+            raise FluxserveError(f"{file} cannot be written: there is no such folder")
     wish: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
@@ -124,20 +143,22 @@ def _make(
     try:
         done = _follow(client, prediction["id"], preview)
     except KeyboardInterrupt:
-        client.call("POST", f"/predictions/{prediction['id']}/cancel")
+        with suppress(FluxserveError):
+            client.call("POST", f"/predictions/{prediction['id']}/cancel")
         raise
     if done["status"] != "succeeded":
         said = done["error"]["message"] if done["error"] else done["status"]
         raise FluxserveError(f"no picture: {said}")
     paths = _save(client, done, output)
     if as_json:
-        typer.echo(json.dumps(done))
+        typer.echo(json.dumps({**done, "files": [str(path) for path in paths]}, ensure_ascii=False))
     for path in [] if as_json else paths:
         typer.echo(str(path))
     _hint(done)
 
 
 def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str, Any]:
+    """Shows the way on a terminal; returns the finished prediction."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -149,16 +170,20 @@ def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting", total=None, note="")
         for kind, data in client.events(prediction_id):
-            if kind == "progress":
+            if kind == "started":
+                bar.update(task, description="drawing")
+            elif kind == "progress":
                 bar.update(task, **_progress(data))
             elif kind == "preview" and preview:
-                Path(preview).write_bytes(base64.b64decode(data["image"].partition(",")[2]))
+                _write(Path(preview), base64.b64decode(data["image"].partition(",")[2]))
                 bar.update(task, description=f"preview in {preview}")
             elif kind == "finished":
                 done: dict[str, Any] = data["prediction"]
                 return done
-    fresh: dict[str, Any] = client.call("GET", f"/predictions/{prediction_id}?wait=60")
-    return fresh
+        while True:  # the stream ended early: the server is going down, or somebody between cut it
+            fresh: dict[str, Any] = client.call("GET", f"/predictions/{prediction_id}?wait=30")
+            if fresh["finished_at"]:
+                return fresh
 
 
 def _progress(data: dict[str, Any]) -> dict[str, Any]:
@@ -174,12 +199,16 @@ def _save(client: Client, done: dict[str, Any], output: str | None) -> list[Path
     paths: list[Path] = []
     for index, image in enumerate(done["outputs"]):
         path = _name(output, index, len(done["outputs"]), image)
-        try:
-            path.write_bytes(client.download(image["url"]))
-        except OSError as error:
-            raise FluxserveError(f"{path} cannot be written: {error.strerror}") from None
+        _write(path, client.download(image["url"]))
         paths.append(path)
     return paths
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.expanduser().write_bytes(data)
+    except OSError as error:
+        raise FluxserveError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _name(output: str | None, index: int, count: int, image: dict[str, Any]) -> Path:
