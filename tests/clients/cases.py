@@ -46,8 +46,8 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *, tls: bool) -> Iterator[Served]:
-    """A server process on the simulator, with one key."""
+def serving(folder: Path, *, tls: bool, **settings: str) -> Iterator[Served]:
+    """A server process on the simulator, with one key; `settings` are of its environment."""
     words: list[str] = []
     ca_file = ""
     if tls:
@@ -61,7 +61,7 @@ def serving(folder: Path, *, tls: bool) -> Iterator[Served]:
         ca_file = str(folder / "ca.pem")
     data = folder / "data"
     key = _new_key(data)
-    server = ServerProcess(data, *words, environ=SIMULATED)
+    server = ServerProcess(data, *words, environ={**SIMULATED, **settings})
     try:
         yield Served(server.url, key, ca_file)
     finally:
