@@ -150,7 +150,7 @@ def errors_have_their_classes() -> None:
             asker.images.generate(**words)  # type: ignore[call-overload]
         except kind as error:
             assert error.code == code, error  # noqa: PT017
-            assert error.request_id
+            assert error.request_id, code  # noqa: PT017
         else:
             raise AssertionError(f"{kind} was not raised")
     assert count() == before + 2  # a failed run is not repeated
@@ -174,12 +174,12 @@ def models_are_listed_and_told() -> None:
 
 
 def the_async_client_works_alike() -> None:
+    photo = PHOTO.read_bytes()
+
     async def ask() -> None:
         async with AsyncOpenAI(api_key=KEY, base_url=f"{SERVER}/v1") as asker:
             one = asker.images.generate(model="flux-schnell", prompt="a fox", size="256x256")
-            two = asker.images.edit(
-                model="flux-kontext-dev", image=PHOTO.read_bytes(), prompt="at night"
-            )
+            two = asker.images.edit(model="flux-kontext-dev", image=photo, prompt="at night")
             for done in await asyncio.gather(one, two):
                 assert done.data
                 assert picture(done.data[0].b64_json).format == "PNG"
