@@ -220,6 +220,8 @@ class House:
             clock=now,
             retention=Retention(files_s=keep.files_s, predictions_s=keep.predictions_s),
             attempts_max=self.settings.dispatch.attempts_max,
+            is_running=lambda lost: any(item.is_running(lost) for item in self.dispatchers),
+            counts_starts=lambda lost: lost.engine in self.engines,
             daily=[Orphans(self.database, self.blobs, clock=now).sweep],
         )
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import (
@@ -56,6 +57,21 @@ class Patience:
     attempts_max: int = 5  # starts of one prediction before it counts as failed
 
 
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One start of a prediction, in this process."""
+
+    prediction: Prediction
+    live: Live
+    task: asyncio.Task[None] | None = None
+    is_over: bool = False  # ended elsewhere: there is nothing to put back
+
+    def stop(self) -> None:
+        self.is_over = True
+        if self.task:
+            self.task.cancel()
+
+
 class Dispatcher:
     """Feeds one engine."""
 
@@ -84,8 +100,8 @@ class Dispatcher:
         self._owner = owner
         self._patience = patience
         self._wake = asyncio.Event()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._canceled: set[str] = set()
+        # By start and not by id: after a lost lease two starts may meet for a moment.
+        self._running: dict[tuple[str, int], _Run] = {}
         self._loop: asyncio.Task[None] | None = None
         self._is_stopping = False
 
@@ -96,32 +112,40 @@ class Dispatcher:
     async def stop(self) -> None:
         """Claim no more, let running jobs end for a while, put the rest back in the queue."""
         self._is_stopping = True
+        self._wake.set()
         if self._loop:
+            # A claim under way may already be written: cut off, it would have no worker.
+            await asyncio.wait([self._loop], timeout=self._patience.drain_s)
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=self._patience.drain_s)
-        for task in self._running.values():
+        tasks = [run.task for run in self._running.values() if run.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._patience.drain_s)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def running(self) -> int:
         return len(self._running)
 
+    def is_running(self, prediction: Prediction) -> bool:
+        """Whether this very start of the prediction is at work here."""
+        return _start(prediction) in self._running
+
     def _hear(self, event: Event) -> None:
         match event.kind:
             case EventKind.QUEUED | EventKind.REQUEUED:
                 self._wake.set()
-            case EventKind.FINISHED if event.prediction_id in self._running:
-                if event.data.get("status") in ("canceled", "expired"):
-                    self._canceled.add(event.prediction_id)
-                    self._running[event.prediction_id].cancel()
+            case EventKind.FINISHED if event.data.get("status") in ("canceled", "expired"):
+                for run in self._running.values():
+                    if run.prediction.id == event.prediction_id:
+                        run.stop()
             case _:
                 pass
 
     async def _claim_forever(self) -> None:
-        while True:
+        while not self._is_stopping:
             self._wake.clear()
             if self.engine.trouble is None:
                 try:
@@ -134,7 +158,7 @@ class Dispatcher:
                     await self._wake.wait()
 
     async def _claim_all(self) -> None:
-        while len(self._running) < self.engine.capacity:
+        while len(self._running) < self.engine.capacity and not self._is_stopping:
             at = self._clock()
             until = at + timedelta(seconds=self._patience.lease_s)
             claimed = await self._store.claim(
@@ -144,33 +168,42 @@ class Dispatcher:
                 return
             prediction, event = claimed
             self._bus.publish(event)
-            task = asyncio.create_task(self._guard(prediction), name=f"run {prediction.id}")
-            self._running[prediction.id] = task
+            run = _Run(prediction, self._live.open(prediction))
+            self._running[_start(prediction)] = run
+            run.task = asyncio.create_task(self._guard(run), name=f"run {prediction.id}")
+            # Not in the task itself: one that is cancelled before its first step runs nothing.
+            run.task.add_done_callback(partial(self._ended, run))
             log.info("%s started on %s", prediction.id, self.engine.name)
 
-    async def _guard(self, prediction: Prediction) -> None:
+    def _ended(self, run: _Run, task: asyncio.Task[None]) -> None:
+        self._live.close(run.prediction.id, run.live)
+        self._running.pop(_start(run.prediction), None)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s could not be put back", run.prediction.id, exc_info=error)
+
+    async def _guard(self, run: _Run) -> None:
         """Run one prediction to its end, whatever happens."""
-        live = self._live.open(prediction)
+        prediction = run.prediction
         try:
-            await self._to_the_end(prediction, live)
+            await self._to_the_end(run)
         except Conflict:
             log.info("%s moved on without us", prediction.id)
         except asyncio.CancelledError:
-            if prediction.id not in self._canceled:
+            if not run.is_over:
                 await self._put_back(prediction)
         except Exception:
             log.exception("%s could not be brought to an end", prediction.id)
-        finally:
-            self._live.close(prediction.id)
-            self._running.pop(prediction.id, None)
-            self._canceled.discard(prediction.id)
-            self._wake.set()
 
-    async def _to_the_end(self, prediction: Prediction, live: Live) -> None:
+    async def _to_the_end(self, run: _Run) -> None:
+        prediction, live = run.prediction, run.live
         try:
-            async with asyncio.timeout(self._patience.job_s):
-                outputs, metrics = await self._run(prediction, live)
-        except TimeoutError:
+            async with asyncio.timeout(self._patience.job_s) as limit:
+                outputs, metrics = await self._run(run)
+        except TimeoutError as error:
+            if not limit.expired():
+                await self._unforeseen(prediction, live, error)
+                return
             seconds = int(self._patience.job_s)
             failure = TimedOut(f"the run took longer than {seconds} s").failure()
             await self._fail(prediction, live, failure)
@@ -180,22 +213,17 @@ class Dispatcher:
             if isinstance(error, Conflict):
                 raise
             await self._fail(prediction, live, error.failure())
-        except Exception:
-            log.exception("%s failed in an unforeseen way", prediction.id)
-            failure = Failure(code=ErrorCode.INTERNAL, message="an unforeseen error ended the run")
-            await self._fail(prediction, live, failure)
+        except Exception as error:
+            await self._unforeseen(prediction, live, error)
         else:
             done = replace(prediction, logs=live.logs, served_by=live.served_by)
             await self._outcomes.succeed(done, outputs, metrics)
             log.info("%s succeeded", prediction.id)
 
-    async def _run(
-        self, prediction: Prediction, live: Live
-    ) -> tuple[list[OutputImage], dict[str, JSON]]:
+    async def _run(self, run: _Run) -> tuple[list[OutputImage], dict[str, JSON]]:
         """Drive the engine while a heartbeat keeps the lease."""
-        me = asyncio.current_task()
-        assert me is not None
-        heart = asyncio.create_task(self._beat(prediction, live, me))
+        prediction, live = run.prediction, run.live
+        heart = asyncio.create_task(self._beat(run))
         began = time.monotonic()
         try:
             job = await self._job(prediction)
@@ -206,8 +234,6 @@ class Dispatcher:
         finally:
             heart.cancel()
             await asyncio.gather(heart, return_exceptions=True)
-        if heart_error := _error_of(heart):
-            raise heart_error
         if not outputs:
             raise EngineError("the engine ended without a picture")
         metrics.setdefault("predict_s", round(time.monotonic() - began, 6))
@@ -280,24 +306,23 @@ class Dispatcher:
             deadline_at=prediction.deadline_at,
         )
 
-    async def _beat(self, prediction: Prediction, live: Live, runner: asyncio.Task[None]) -> None:
-        """Renew the lease; when it is lost or a cancel was asked for, stop the runner."""
+    async def _beat(self, run: _Run) -> None:
+        """Renew the lease; when it is lost or a cancel was asked for, stop the run."""
+        prediction, live = run.prediction, run.live
         while True:
             await asyncio.sleep(self._patience.heartbeat_s)
             until = self._clock() + timedelta(seconds=self._patience.lease_s)
             now = replace(prediction, logs=live.logs, progress=live.fraction)
             try:
                 lease = await self._store.renew(now, owner=self._owner, lease_until=until)
+                if lease.cancel_requested:
+                    await self._outcomes.cancel(now)  # the bus brings it back to us
             except Conflict:
                 log.warning("%s: the lease was lost, stopping", prediction.id)
-                self._canceled.add(prediction.id)
-                runner.cancel()
+                run.stop()
                 return
             except Exception:
                 log.exception("%s: a heartbeat failed; trying again", prediction.id)
-                continue
-            if lease.cancel_requested:
-                await self._outcomes.cancel(now)  # the bus brings it back to us
 
     async def _again(self, prediction: Prediction, live: Live, lost: EngineLost) -> None:
         if prediction.attempt >= self._patience.attempts_max:
@@ -305,6 +330,11 @@ class Dispatcher:
             return
         log.warning("%s: %s; it goes back to the queue", prediction.id, lost.message)
         await self._outcomes.requeue(prediction)
+
+    async def _unforeseen(self, prediction: Prediction, live: Live, error: Exception) -> None:
+        log.error("%s failed in an unforeseen way", prediction.id, exc_info=error)
+        failure = Failure(code=ErrorCode.INTERNAL, message="an unforeseen error ended the run")
+        await self._fail(prediction, live, failure)
 
     async def _fail(self, prediction: Prediction, live: Live, failure: Failure) -> None:
         done = replace(prediction, logs=live.logs, served_by=live.served_by)
@@ -317,5 +347,5 @@ class Dispatcher:
             log.info("%s went back to the queue", prediction.id)
 
 
-def _error_of(task: asyncio.Task[None]) -> BaseException | None:
-    return None if task.cancelled() or not task.done() else task.exception()
+def _start(prediction: Prediction) -> tuple[str, int]:
+    return prediction.id, prediction.attempt

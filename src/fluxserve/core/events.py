@@ -5,6 +5,7 @@ log) are seen by whoever listens at that moment, and dropped for a listener that
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from fluxserve.core.request import JSON
+
+log = logging.getLogger(__name__)
 
 FLEETING_MAX = 64  # fleeting events waiting for one listener; older ones are dropped
 
@@ -110,7 +113,10 @@ class EventBus:
             for subscription in self._subscriptions.get(topic, ()):
                 subscription.put(event)
         for hook in self._hooks:
-            hook(event)
+            try:
+                hook(event)
+            except Exception:  # what is told has happened: a listener cannot undo it
+                log.exception("a listener failed at %s of %s", event.kind, event.prediction_id)
 
     @contextmanager
     def subscribe(self, prediction_id: str) -> Iterator[Subscription]:

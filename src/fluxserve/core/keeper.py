@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from fluxserve.core.errors import Conflict, ErrorCode, Failure
 from fluxserve.core.outcomes import Outcomes
 from fluxserve.core.ports import BlobStore, FileStore, PredictionStore
+from fluxserve.core.prediction import Prediction
 from fluxserve.core.service import PredictionService
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,17 @@ class Keeper:
         clock: Callable[[], datetime],
         retention: Retention,
         attempts_max: int,
+        is_running: Callable[[Prediction], bool] = lambda lost: False,
+        counts_starts: Callable[[Prediction], bool] = lambda lost: True,
         daily: Sequence[Callable[[], Awaitable[object]]] = (),
         recover_s: float = 3.0,
         sweep_s: float = 60.0,
     ) -> None:
+        """`is_running`: this start is at work in this process, so its heartbeat is only late.
+
+        `counts_starts`: too many lost runs end the prediction. Not where a run is a submission
+        that somebody is paid for: it has limits of its own, and its result can still be had.
+        """
         self._store = store
         self._files = files
         self._blobs = blobs
@@ -48,6 +56,8 @@ class Keeper:
         self._clock = clock
         self._retention = retention
         self._attempts_max = attempts_max
+        self._is_running = is_running
+        self._counts_starts = counts_starts
         self._daily = tuple(daily)
         self._tidied_at = clock()
         self._recover_s = recover_s
@@ -67,8 +77,10 @@ class Keeper:
         """Requeue what lost its worker; end what is past its deadline."""
         at = self._clock()
         for lost in await self._store.expired(at):
+            if self._is_running(lost):
+                continue  # the whole process slept: the next heartbeat takes the lease again
             try:
-                if lost.attempt >= self._attempts_max:
+                if lost.attempt >= self._attempts_max and self._counts_starts(lost):
                     text = f"the run was lost {lost.attempt} times and is given up"
                     failure = Failure(code=ErrorCode.ENGINE_FAILED, message=text)
                     await self._outcomes.fail(lost, failure)

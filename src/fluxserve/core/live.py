@@ -40,8 +40,10 @@ class LiveBoard:
         self._rows[prediction.id] = live
         return live
 
-    def close(self, prediction_id: str) -> None:
-        self._rows.pop(prediction_id, None)
+    def close(self, prediction_id: str, live: Live) -> None:
+        """Take `live` off, unless another start of the prediction has its place by now."""
+        if self._rows.get(prediction_id) is live:
+            del self._rows[prediction_id]
 
     def get(self, prediction_id: str) -> Live | None:
         return self._rows.get(prediction_id)
