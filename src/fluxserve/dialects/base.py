@@ -181,6 +181,8 @@ def failed(
     """The answer for a failure in one dialect's shape."""
     status, body = error(failure)
     more = dict(headers(failure)) if headers else {}
+    if failure.code is ErrorCode.TOO_LARGE:
+        more.setdefault("Connection", "close")  # whatever of the body is still to come
     if failure.retry_after_s is not None:
         more.setdefault("Retry-After", str(max(1, math.ceil(failure.retry_after_s))))
     return JSONResponse(body, status, more)
@@ -212,6 +214,7 @@ def parse_object(body: bytes) -> dict[str, JSON]:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _bad_body(f"the body is not valid UTF-8 (byte {error.start})") from None
+    del body  # a large one: from here on the text is what counts
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except RecursionError:

@@ -96,7 +96,7 @@ class GuardedClient:
     def check(self, url: str) -> None:
         """Raise InputUnreachable for a URL that can be refused without a look-up."""
         try:
-            self._policy.check_url(url)
+            self._policy.check_url(_plainly(url))
             httpx.URL(url)
         except _TROUBLE as error:
             raise _refused(url, error) from error
@@ -217,6 +217,16 @@ async def _plain(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 _INFLATE_STEP = 1 << 20  # bytes
+
+
+def _plainly(url: str) -> str:
+    """The URL with an IPv4 address in one of its odd spellings (0x7f000001, 0177.1) in dots."""
+    host = host_of(url)
+    try:
+        dotted = socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return url
+    return url if dotted == host else f"{urlsplit(url).scheme}://{dotted}/"
 
 
 def host_of(url: str) -> str:

@@ -12,11 +12,22 @@ function headers(more = {}) {
 }
 
 async function call(path, options = {}) {
-  const answer = await fetch(API + path, { ...options, headers: headers(options.headers) });
-  if (answer.status === 204) return null;
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error ? body.error.message : answer.statusText);
-  return body;
+  const answer = await ask(API + path, { ...options, headers: headers(options.headers) });
+  return answer.status === 204 ? null : answer.json();
+}
+
+// An answer that went well; everything else is an Error with a sentence for people.
+async function ask(url, options) {
+  let answer;
+  try {
+    answer = await fetch(url, options);
+  } catch {
+    throw new Error("The server does not answer: is it still running?");
+  }
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => null);
+  const said = body && body.error ? body.error.message : `The server answered ${answer.status}.`;
+  throw new Error(answer.status === 401 ? `${said} (see API key above)` : said);
 }
 
 async function loadModels() {
@@ -38,7 +49,7 @@ function tellServed() {
     ? ""
     : card.engine === "embedded"
       ? "Served by the small built-in model: simple named objects and simple edits. "
-        + "`fluxserve doctor` tells how to get the real one."
+        + "Run “fluxserve doctor” to see how to get the real one."
       : card.engine === "simulator"
         ? "Served by the simulator: no model is at work."
         : `Served by ${card.engine}.`;
@@ -58,6 +69,7 @@ async function make(event) {
   if ($("seed").value) body.seed = Number($("seed").value);
   show("sending", 0);
   $("result").replaceChildren();
+  $("submit").disabled = true;
   try {
     const file = $("image").files[0];
     if (file) body.images = [await upload(file)];
@@ -68,9 +80,10 @@ async function make(event) {
     });
     await follow(prediction.id);
   } catch (error) {
-    show(error.message, 0);
+    fail(error.message);
   } finally {
     running = null;
+    $("submit").disabled = false;
     $("cancel").hidden = true;
   }
 }
@@ -78,8 +91,7 @@ async function make(event) {
 async function follow(id) {
   running = id;
   $("cancel").hidden = false;
-  const answer = await fetch(`${API}/predictions/${id}/events`, { headers: headers() });
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  const answer = await ask(`${API}/predictions/${id}/events`, { headers: headers() });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -112,7 +124,8 @@ function hear(kind, data) {
 
 function finish(prediction) {
   if (prediction.status !== "succeeded") {
-    show(prediction.error ? prediction.error.message : prediction.status, 0);
+    $("result").replaceChildren();
+    fail(prediction.error ? prediction.error.message : `The prediction was ${prediction.status}.`);
     return;
   }
   const seconds = prediction.metrics.predict_s;
@@ -131,8 +144,25 @@ function picture(url, text, kind = "") {
 
 function show(text, fraction) {
   $("work").hidden = false;
+  $("trouble").textContent = "";
   $("status").textContent = text;
+  $("bar").hidden = false;
   $("bar").value = fraction;
+}
+
+function fail(text) {
+  $("work").hidden = false;
+  $("status").textContent = "";
+  $("bar").hidden = true;
+  $("trouble").textContent = text;
+}
+
+function showChosen() {
+  const file = $("image").files[0];
+  if ($("chosen").src) URL.revokeObjectURL($("chosen").src);
+  $("chosen").hidden = !file;
+  if (file) $("chosen").src = URL.createObjectURL(file);
+  else $("chosen").removeAttribute("src");
 }
 
 async function loadLatest() {
@@ -164,8 +194,6 @@ function listApis() {
     ["Replicate", `${origin} (Python), ${origin}/v1 (JavaScript)`, "POST /v1/models/black-forest-labs/flux-kontext-dev/predictions"],
     ["Black Forest Labs", origin, "POST /v1/flux-kontext-pro"],
     ["WaveSpeed", origin, "POST /api/v3/wavespeed-ai/flux-kontext-dev"],
-    ["OpenAI Images", `${origin}/v1`, "POST /v1/images/generations"],
-    ["fal", `${origin}/fal/queue`, "POST /fal/queue/fal-ai/flux/dev"],
     ["native", `${origin}${API}`, `POST ${API}/predictions`],
   ];
   $("apis").replaceChildren(
@@ -185,6 +213,7 @@ function listApis() {
 
 $("make").addEventListener("submit", make);
 $("model").addEventListener("change", tellServed);
+$("image").addEventListener("change", showChosen);
 $("cancel").addEventListener("click", () => running && call(`/predictions/${running}/cancel`, { method: "POST" }));
 $("key").addEventListener("change", () => {
   sessionStorage.setItem("key", $("key").value);
@@ -193,6 +222,7 @@ $("key").addEventListener("change", () => {
 
 function start() {
   loadModels().catch((error) => { $("served").textContent = error.message; });
+  $("trouble").textContent = "";
   loadLatest();
 }
 

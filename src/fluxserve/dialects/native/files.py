@@ -3,11 +3,14 @@
 from datetime import timedelta
 
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive
 
-from fluxserve.core.errors import InvalidRequest, NotFound
+from fluxserve.core.errors import InvalidRequest, NotFound, TooLarge
 from fluxserve.core.ids import new_id, parse_id
 from fluxserve.core.ports import StoredFile
 from fluxserve.core.request import JSON
@@ -16,6 +19,7 @@ from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
 
+FRAME_MAX_BYTES = 64 * 1024  # of a multipart body beside the file itself
 KEPT_S = 24 * 3600.0  # an upload that nothing uses is gone after this
 
 
@@ -59,14 +63,34 @@ async def _bytes(services: Services, request: Request) -> tuple[bytes, str]:
     limit = services.http.upload_max_bytes
     if not request.headers.get("content-type", "").startswith("multipart/"):
         return await read_body(request, limit), request.headers.get("x-filename", "upload")[:255]
+    most = limit + FRAME_MAX_BYTES
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + 65536:
-        raise InvalidRequest(f"at most {limit} bytes", field="file")
-    async with request.form(max_files=1, max_fields=16) as form:
-        part = form.get("file")
-        if not isinstance(part, UploadFile):
-            raise InvalidRequest("a multipart part named file is required", field="file")
-        return await part.read(), (part.filename or "upload")[:255]
+    if declared.isdigit() and int(declared) > most:
+        raise TooLarge(f"file: at most {limit} bytes", field="file")
+    bounded = Request(request.scope, _bounded(request, most))
+    try:
+        async with bounded.form(max_files=1, max_fields=16) as form:
+            part = form.get("file")
+            if not isinstance(part, UploadFile):
+                raise InvalidRequest("a multipart part named file is required", field="file")
+            return await part.read(), (part.filename or "upload")[:255]
+    except (HTTPException, MultiPartException, KeyError, ValueError, UnicodeError):
+        raise InvalidRequest("file: the form cannot be read", field="file") from None
+
+
+def _bounded(request: Request, most: int) -> Receive:
+    """What the request receives, until it is more than `most` bytes: TooLarge."""
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise TooLarge(f"file: at most {most - FRAME_MAX_BYTES} bytes", field="file")
+        return message
+
+    return receive
 
 
 def _render(file: StoredFile, links: Links) -> dict[str, JSON]:
