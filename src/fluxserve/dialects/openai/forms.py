@@ -2,13 +2,11 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.types import Message
 
 from fluxserve.core.errors import InvalidRequest, Problem, Rule, TooLarge
 from fluxserve.core.request import JSON
@@ -22,7 +20,7 @@ _LORA = re.compile(r"loras\[(\d{0,2})\](?:\[(path|scale)\])?")
 
 def is_form(request: Request) -> bool:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return kind in ("multipart/form-data", "application/x-www-form-urlencoded")
+    return kind == "multipart/form-data"
 
 
 async def read_form(request: Request, http: HttpSettings) -> tuple[dict[str, JSON], Pictures]:
@@ -30,17 +28,21 @@ async def read_form(request: Request, http: HttpSettings) -> tuple[dict[str, JSO
 
     `limits.upload_max_bytes` bounds all files of one form together.
     """
-    whole = _bounded(request, http.upload_max_bytes + FRAME_MAX_BYTES)
+    parser = MultiPartParser(
+        request.headers,
+        _bounded(request, http.upload_max_bytes + FRAME_MAX_BYTES),
+        max_files=PICTURES_MAX + 1,
+        max_fields=FIELDS_MAX,
+        max_part_size=http.body_max_bytes,
+    )
     try:
-        async with whole.form(
-            max_files=PICTURES_MAX + 1,
-            max_fields=FIELDS_MAX,
-            max_part_size=http.body_max_bytes,
-        ) as form:
-            return await _sorted(form.multi_items())
-    except (HTTPException, MultiPartException) as error:
-        said = error.detail if isinstance(error, HTTPException) else error.message
-        raise InvalidRequest(f"The form cannot be read: {said}") from error
+        return await _sorted((await parser.parse()).multi_items())
+    except MultiPartException as error:
+        raise InvalidRequest(f"The form cannot be read: {error.message}") from error
+    finally:
+        # A form that ends in the middle leaves files that no part of the result leads to.
+        for file in parser._files_to_close_on_error:
+            file.close()
 
 
 async def _sorted(
@@ -96,22 +98,17 @@ def _listed(text: str) -> JSON:
     return value
 
 
-def _bounded(request: Request, limit: int) -> Request:
-    """The same request; TooLarge as soon as its body is known to be over `limit` bytes."""
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces; TooLarge as soon as it is known to be over `limit` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body may have at most {limit} bytes, not {declared}")
     seen = 0
-
-    async def receive() -> Message:
-        nonlocal seen
-        message = await request.receive()
-        seen += len(message.get("body", b""))
+    async for chunk in request.stream():
+        seen += len(chunk)
         if seen > limit:
             raise TooLarge(f"the body may have at most {limit} bytes")
-        return message
-
-    return Request(request.scope, receive)
+        yield chunk
 
 
 def _wrong(name: str, message: str, rule: Rule = Rule.OTHER) -> InvalidRequest:
