@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,12 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fluxserve.app import CALLBACKS, House
-from fluxserve.core.errors import ErrorCode, Failure
+from fluxserve.app import CALLBACKS, House, is_loopback
+from fluxserve.core.errors import ErrorCode, Failure, FluxserveError
 from fluxserve.dialects import DIALECTS, native
-from fluxserve.dialects.base import Dialect, Handler, answering, failed, read_object
+from fluxserve.dialects.base import Dialect, Handler, answering, base_url, failed, read_object
 from fluxserve.dialects.delivery import delivery_routes
+from fluxserve.dialects.strangers import strange_host, strange_page
 from fluxserve.ops import health
 from fluxserve.playground import landing
 from fluxserve.settings import Settings
@@ -42,9 +45,42 @@ def create_app(house: House) -> Starlette:
     return Starlette(
         routes=all_routes(house),
         lifespan=lifespan,
-        middleware=_cors(house.settings),
+        middleware=[*_cors(house.settings), Middleware(Doorkeeper, house=house)],
         exception_handlers={404: unanswered, 405: unanswered},
     )
+
+
+class Doorkeeper:
+    """Turns web pages of strangers away while the server asks for no key."""
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self._app = app
+        self._house = house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and await self._is_open():
+            request = Request(scope)
+            if why := self._is_strange(request):
+                dialect = _owner(request.url.path)
+                failure = Failure(code=ErrorCode.FORBIDDEN, message=why)
+                await failed(failure, dialect.error, dialect.error_headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _is_open(self) -> bool:
+        try:
+            return await self._house.keyring.is_open()
+        except FluxserveError:
+            return True  # the store does not answer: nobody knows of any key
+
+    def _is_strange(self, request: Request) -> str:
+        settings, host = self._house.settings, request.headers.get("host", "").lower()
+        if is_loopback(settings.host) and strange_host(host, settings.public_url):
+            return "this server needs no key, so it answers to local names and public_url only"
+        ours = [host, urlsplit(base_url(request, self._house.services.http)).netloc.lower()]
+        if strange_page(request.method, request.headers, ours, settings.cors):
+            return "pages of other origins may not call a server without keys: see `cors`"
+        return ""
 
 
 def all_routes(house: House) -> list[BaseRoute]:
