@@ -8,6 +8,7 @@ GET  /v1/models               with /v1/models/{id}; at the root the list is shar
 The same under /openai/v1.
 """
 
+import uuid
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -33,7 +34,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
     async def listed(request: Request) -> Response:
         caller = await caller_of(services, request)
         data = [answers.model(card, name_of(services, card)) for card in served(services, caller)]
-        return JSONResponse({"object": "list", "data": data}, headers=NO_STORE)
+        return JSONResponse({"object": "list", "data": data}, headers=_headers())
 
     async def one(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -41,7 +42,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
         card = services.catalog.find(name)
         if card is None or card not in served(services, caller):
             raise UnknownModel(f"The model '{name[:200]}' does not exist.", field="model")
-        return JSONResponse(answers.model(card, name), headers=NO_STORE)
+        return JSONResponse(answers.model(card, name), headers=_headers())
 
     found = [
         _route(f"{mount}/images/generations", images.generate, "POST"),
@@ -59,6 +60,10 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
 def name_of(services: Services, card: ModelCard) -> str:
     """The name to list: without the owner, where that still means this model."""
     return card.name if services.catalog.find(card.name) is card else card.id
+
+
+def _headers() -> dict[str, str]:
+    return {**NO_STORE, "x-request-id": str(uuid.uuid4())}
 
 
 def _route(path: str, handler: Handler, method: str) -> Route:
