@@ -155,7 +155,8 @@ class PredictionService:
             while True:
                 prediction = await self.get(prediction_id)
                 left = end - loop.time()
-                if prediction.is_terminal or left <= 0 or self._bus.is_closed:
+                # Not `left <= 0`: NaN seconds would wait for ever, and never let the loop turn.
+                if prediction.is_terminal or not left > 0 or self._bus.is_closed:
                     return prediction
                 until = loop.time() + min(left, RECHECK_S)
                 while (pause := until - loop.time()) > 0 and not self._bus.is_closed:

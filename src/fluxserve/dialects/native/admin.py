@@ -16,13 +16,30 @@ from fluxserve.dialects.base import Services, answering, read_object
 from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
 
+# What the store can hold, and a date can say.
+COUNT_MAX = 1_000_000_000
+USD_MAX = 1_000_000_000.0
+EXPIRES_MAX_S = 100 * 366 * 86400.0
 KEY_FIELDS = (
     Field(name="name", kind=Kind.STRING, max_length=100, default=""),
     Field(name="models", kind=Kind.ARRAY, items=Kind.STRING, description="empty: all"),
-    Field(name="rate_per_minute", kind=Kind.INTEGER, min=0, default=0),
-    Field(name="concurrency_max", kind=Kind.INTEGER, min=0, default=0),
-    Field(name="budget", kind=Kind.NUMBER, min=0, default=0.0, description="USD per month"),
-    Field(name="expires_s", kind=Kind.NUMBER, min=1, description="seconds from now"),
+    Field(name="rate_per_minute", kind=Kind.INTEGER, min=0, max=COUNT_MAX, default=0),
+    Field(name="concurrency_max", kind=Kind.INTEGER, min=0, max=COUNT_MAX, default=0),
+    Field(
+        name="budget",
+        kind=Kind.NUMBER,
+        min=0,
+        max=USD_MAX,
+        default=0.0,
+        description="USD per month",
+    ),
+    Field(
+        name="expires_s",
+        kind=Kind.NUMBER,
+        min=1,
+        max=EXPIRES_MAX_S,
+        description="seconds from now",
+    ),
     Field(name="is_admin", kind=Kind.BOOLEAN, default=False),
 )
 

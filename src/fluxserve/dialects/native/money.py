@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,13 +28,17 @@ from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
 
 MICRO = 1_000_000  # in a USD
+EARLIEST = datetime(1, 3, 1, tzinfo=UTC)  # of which a month can be taken
+USD_MAX = 1_000_000.0  # of one price
 USAGE_DAYS = 31  # shown where no start is given
 PRICE_FIELDS = (
     Field(name="model", kind=Kind.STRING, default="*", description="a model name; * for all"),
     Field(name="channel", kind=Kind.STRING, default="*", description="engine or upstream; * all"),
-    Field(name="per_image", kind=Kind.NUMBER, min=0, default=0.0, description="USD"),
-    Field(name="per_megapixel", kind=Kind.NUMBER, min=0, default=0.0, description="USD"),
-    Field(name="per_step", kind=Kind.NUMBER, min=0, default=0.0, description="USD"),
+    Field(name="per_image", kind=Kind.NUMBER, min=0, max=USD_MAX, default=0.0, description="USD"),
+    Field(
+        name="per_megapixel", kind=Kind.NUMBER, min=0, max=USD_MAX, default=0.0, description="USD"
+    ),
+    Field(name="per_step", kind=Kind.NUMBER, min=0, max=USD_MAX, default=0.0, description="USD"),
     Field(name="options", kind=Kind.OBJECT, description="field of a request: USD when it is set"),
     Field(name="valid_from", kind=Kind.STRING, description="ISO 8601; now where not given"),
 )
@@ -44,7 +49,7 @@ def routes(services: Services, mount: str) -> list[Route]:
     async def usage(request: Request) -> Response:
         caller = await caller_of(services, request)
         end = _time(request, "end") or services.clock()
-        start = _time(request, "start") or end - timedelta(days=USAGE_DAYS)
+        start = _time(request, "start") or max(end, EARLIEST) - timedelta(days=USAGE_DAYS)
         key_id = None if caller.is_admin else caller.key_id
         rows = await services.money.usage(key_id=key_id, start=start, end=end)
         if request.query_params.get("format") == "csv":
@@ -92,7 +97,8 @@ def _read_price(services: Services, body: dict[str, JSON]) -> Price:
     model = str(values["model"])
     options = values["options"] if isinstance(values["options"], dict) else {}
     for name, amount in options.items():
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
+        is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not is_number or abs(float(cast("float", amount))) > USD_MAX:
             raise InvalidRequest(f"options.{name}: a number of USD", field=f"options.{name}")
     return Price(
         id=new_id(),

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -248,6 +249,9 @@ def _number(request: Request, name: str, default: float, limit: float) -> float:
     if text is None:
         return default
     try:
-        return min(max(float(text), 0.0), limit)
+        number = float(text)
     except ValueError:
-        raise InvalidRequest(f"a number from 0 to {limit:g}", field=name) from None
+        number = math.nan
+    if math.isnan(number):
+        raise InvalidRequest(f"a number from 0 to {limit:g}", field=name)
+    return min(max(number, 0.0), limit)

@@ -21,6 +21,7 @@ from fluxserve.core.service import Outlook
 from fluxserve.core.sizes import parse_size
 from fluxserve.dialects.links import Links
 
+DEADLINE_MAX_S = 366 * 86400.0
 FIELDS = (
     Field(name="model", kind=Kind.STRING, required=True, description="any public model name"),
     Field(name="prompt", kind=Kind.STRING, description="what to make, or how to edit"),
@@ -53,7 +54,11 @@ FIELDS = (
     Field(name="preview_steps", kind=Kind.INTEGER, min=0, description="0: no previews"),
     Field(name="priority", kind=Kind.INTEGER, min=-10, max=10, description="higher goes first"),
     Field(
-        name="deadline_s", kind=Kind.NUMBER, min=0.1, description="seconds until it is pointless"
+        name="deadline_s",
+        kind=Kind.NUMBER,
+        min=0.1,
+        max=DEADLINE_MAX_S,
+        description="seconds until it is pointless",
     ),
     Field(name="webhook", kind=Kind.STRING, description="URL that is told when it is done"),
     Field(
