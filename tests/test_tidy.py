@@ -34,7 +34,18 @@ NEVER = {
     "playground": {"torch", "sqlalchemy"},
 }
 # Files of the local engine that the API process imports: they must not pull torch in.
-TORCH_FREE = ("engine", "process", "scheduler", "cost", "wire", "identify", "plan", "policy")
+TORCH_FREE = (
+    "engine",
+    "process",
+    "scheduler",
+    "cost",
+    "wire",
+    "identify",
+    "plan",
+    "policy",
+    "loras",
+    "orders",
+)
 
 
 def sources() -> Sequence[Path]:

@@ -34,7 +34,7 @@ from fluxserve.dialects import DIALECTS
 from fluxserve.dialects.base import HttpSettings, Services
 from fluxserve.dialects.delivery import own_blob
 from fluxserve.dialects.links import Signer
-from fluxserve.engines.choose import Choice, choose_engines
+from fluxserve.engines.choose import Choice, choose_engines, devices_of
 from fluxserve.engines.upstream.base import Desk
 from fluxserve.engines.upstream.service import Upstreams, channels_of
 from fluxserve.images.guard import GuardedClient
@@ -317,6 +317,7 @@ class House:
                 "capacity": item.engine.capacity,
                 "running": item.running,
                 "trouble": item.engine.trouble,
+                "devices": devices_of(item.engine),
             }
             for item in self.dispatchers
         ]

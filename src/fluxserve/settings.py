@@ -81,6 +81,14 @@ class Engine(Section):
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: one per core")
     stuck_s: float = Field(120.0, gt=0, description="an engine silent for this long is replaced")
     preview_steps: int = Field(2, ge=0, description="a preview every so many steps; 0: none")
+    go_fast: Annotated[tuple[Literal["skip", "ref_kv"], ...], BeforeValidator(_listed)] = Field(
+        ("skip",), description="the approximations that go_fast allows: skip, ref_kv"
+    )
+    lora_max_bytes: int = Field(2**30, ge=1024, description="bytes of a LoRA fetched from a URL")
+    lora_cache_bytes: int = Field(
+        8 * 2**30, ge=1024, description="bytes of fetched LoRAs that are kept"
+    )
+    lora_timeout_s: float = Field(300.0, gt=0, description="seconds for fetching one LoRA")
 
 
 class Simulator(Section):

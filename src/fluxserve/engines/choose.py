@@ -7,15 +7,18 @@ upstream, a stand-in needs an explicit route. Heavy engines are imported only wh
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from fluxserve.core.cards import EMBEDDED_ID, SIMULATOR_ID
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import StartupError
 from fluxserve.core.ports import Engine
-from fluxserve.core.request import ImageRequest
+from fluxserve.core.request import JSON, ImageRequest
 from fluxserve.core.routing import Route
+from fluxserve.engines.local.loras import LoraFiles, LoraLibrary
 from fluxserve.engines.simulator import Outcome, Script, Simulator
 from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec, OnUnknown
+from fluxserve.images.guard import GuardedClient, Limits
 from fluxserve.settings import Settings, Upstream, secret_from
 
 EMBEDDED = "embedded"
@@ -47,6 +50,19 @@ def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
         return simulator.place(request) if simulator and engine == SIMULATOR else engine
 
     return Choice(engines=engines, channels=channels, routes=routes, place=place)
+
+
+@runtime_checkable
+class _HasDevices(Protocol):
+    """An engine that can tell its devices apart."""
+
+    @property
+    def devices(self) -> Sequence[JSON]: ...
+
+
+def devices_of(engine: Engine) -> Sequence[JSON]:
+    """What each device of an engine is and does; nothing for an engine without any."""
+    return engine.devices if isinstance(engine, _HasDevices) else ()
 
 
 def can_compute() -> bool:
@@ -128,5 +144,21 @@ def _make(name: str, settings: Settings) -> Engine:
             )
         from fluxserve.engines.local.engine import LocalEngine
 
-        return LocalEngine.of(name, settings.engine, settings.data)
+        return LocalEngine.of(name, settings.engine, settings.data, loras=_loras(settings))
     raise StartupError(f"route: there is no engine or upstream named {name!r}")
+
+
+def _loras(settings: Settings) -> LoraLibrary:
+    """Adapters by name or URL, with a client whose limits are those of large files."""
+    said = settings.engine
+    limits = Limits(
+        total_s=said.lora_timeout_s,
+        size_max_bytes=said.lora_max_bytes,
+        redirects_max=settings.fetch.redirects_max,
+    )
+    return LoraLibrary(
+        LoraFiles(settings.data / "loras"),
+        settings.data / "cache" / "loras",
+        GuardedClient(settings.fetch.allow, limits),
+        cache_max_bytes=said.lora_cache_bytes,
+    )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluxserve.flux import kernels
+from fluxserve.flux.memory import Memory
 from fluxserve.flux.modules import DoubleBlock, FluxTransformer, SingleBlock, Stream
 from fluxserve.flux.prepare import Adapter, Prepared
 
@@ -29,6 +30,8 @@ class Row:
     prepared: Prepared
     latents: Tensor  # (L, in_channels), the picture being made, in the dtype of the model
     step: int  # which of the prepared noise levels
+    memory: Memory | None = None  # where this pass leaves the references' keys and values ...
+    reuses: bool = False  # ... or takes them from, so that their tokens do not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Span:
     text: int  # tokens of each, likewise below
     picture: int
     reference: int
+    kept: int  # tokens of references that do not run: their keys and values are remembered
     text_start: int  # first token in the text stream
     image_start: int  # first token in the image stream
     picture_start: int  # first token where only the pictures being made are left
@@ -87,6 +91,7 @@ class Plan:
     modulation: Sequence[Tensor]  # by span: (parts of all blocks, count, 1, width)
     parts: Mapping[str, slice]  # which of them are those of a block
     rotation: Sequence[Tensor]  # by span: (count, length, 1, 1, head_dim / 2)
+    memories: Sequence[Sequence[Memory | None]]  # by span, by member
     patches: Sequence[Patch]
 
     def of(self, name: str) -> Sequence[Tensor]:
@@ -126,9 +131,12 @@ def forward(model: FluxTransformer, rows: Sequence[Row]) -> list[Tensor]:
 # --- layout -------------------------------------------------------------------------------------
 
 
-def _lengths(row: Row) -> tuple[int, int, int]:
+def _lengths(row: Row) -> tuple[int, int, int, int]:
+    """Tokens of text, picture and references that run, and of references that do not."""
     prepared = row.prepared
-    return prepared.text.shape[0], row.latents.shape[0], prepared.reference.shape[0]
+    references = prepared.reference.shape[0]
+    runs, kept = (0, references) if row.reuses else (references, 0)
+    return prepared.text.shape[0], row.latents.shape[0], runs, kept
 
 
 def _plan(rows: Sequence[Row], parts: Mapping[str, slice]) -> Plan:
@@ -136,18 +144,21 @@ def _plan(rows: Sequence[Row], parts: Mapping[str, slice]) -> Plan:
     spans: list[Span] = []
     turns: list[Tensor] = []
     modulation: list[Tensor] = []
+    memories: list[Sequence[Memory | None]] = []
     cuts = [i for i in range(1, len(rows)) if _lengths(rows[i]) != _lengths(rows[i - 1])]
     text = image = pictures = 0
     for start, end in pairwise([0, *cuts, len(rows)]):
         members = rows[start:end]
         span = Span(len(members), *_lengths(members[0]), text, image, pictures)
         spans.append(span)
-        turns.append(_stack([row.prepared.rotation for row in members])[:, :, None, None])
+        memories.append([row.memory for row in members])
+        rotations = [row.prepared.rotation[: span.length] for row in members]
+        turns.append(_stack(rotations)[:, :, None, None])
         levels = [row.prepared.modulation[row.step] for row in members]
         modulation.append(_stack(levels, dim=1)[:, :, None])
         text, image = text + span.count * span.text, image + span.count * span.image
         pictures += span.count * span.picture
-    return Plan(spans, modulation, parts, turns, _patches(rows))
+    return Plan(spans, modulation, parts, turns, memories, _patches(rows))
 
 
 def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -158,7 +169,7 @@ def _patches(rows: Sequence[Row]) -> Sequence[Patch]:
     found = []
     text = image = 0
     for row in rows:
-        of_text, picture, reference = _lengths(row)
+        of_text, picture, reference, _ = _lengths(row)
         text_end, image_end = text + of_text, image + picture + reference
         places = ((text, text_end), (image, image_end), (text + image, text_end + image_end))
         found += [Patch(adapter, *places) for adapter in row.prepared.adapters]
@@ -172,7 +183,7 @@ def _streams(model: FluxTransformer, rows: Sequence[Row]) -> tuple[Tensor, Tenso
     pictures = model.image_in(latents[0] if len(latents) == 1 else torch.cat(latents))
     parts: list[Tensor] = []
     for row, picture in zip(rows, pictures.split([len(x) for x in latents]), strict=True):
-        parts += [picture, row.prepared.reference]
+        parts += [picture] if row.reuses else [picture, row.prepared.reference]
     return torch.cat([row.prepared.text for row in rows]), torch.cat(parts)
 
 
@@ -256,7 +267,7 @@ def _double(block: DoubleBlock, name: str, plan: Plan, text: Tensor, image: Tens
         qkv = _project(weights.qkv, f"{name}.{layout}.qkv", h, plan, layout)
         heads.append(_heads(qkv, weights))
     qk, v = (_join(plan, of_text, of_image) for of_text, of_image in zip(*heads, strict=True))
-    mixed = _part(plan, _attend(plan, qk, v))
+    mixed = _part(plan, _attend(plan, name, qk, v))
     for (weights, layout, x, place), y in zip(streams, mixed, strict=True):
         parts = plan.of(f"{name}.{layout}")
         prefix = f"{name}.{layout}"
@@ -275,13 +286,31 @@ def _heads(qkv: Tensor, weights: Stream | SingleBlock) -> tuple[Tensor, Tensor]:
     return kernels.norm_heads(parts[:, :2], norm), parts[:, 2]
 
 
-def _attend(plan: Plan, qk: Tensor, v: Tensor) -> Tensor:
-    """(N, 2, heads, D) and (N, heads, D), in joint order -> (N, width)."""
+def _attend(plan: Plan, name: str, qk: Tensor, v: Tensor, *, pictures_only: bool = False) -> Tensor:
+    """(N, 2, heads, D) and (N, heads, D), in joint order -> (N, width), or those of pictures."""
     parts = []
-    for span, turn in zip(plan.spans, plan.rotation, strict=True):
-        query, key = kernels.rotate(span.in_joint(qk), turn).unbind(2)
-        parts.append(kernels.attend(query, key, span.in_joint(v)).flatten(0, 1))
+    for at, span in enumerate(plan.spans):
+        query, key = kernels.rotate(span.in_joint(qk), plan.rotation[at]).unbind(2)
+        if pictures_only:
+            query = query[:, span.text : span.text + span.picture]
+        key, value = _remembered(span, plan.memories[at], name, key, span.in_joint(v))
+        parts.append(kernels.attend(query, key, value).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _remembered(
+    span: Span, memories: Sequence[Memory | None], name: str, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of a span with those that its members remember, or remember them now."""
+    if span.kept:
+        there = [memory.of(name) for memory in memories if memory is not None]
+        keys, values = zip(*there, strict=True)
+        return torch.cat([key, _stack(keys)], dim=1), torch.cat([value, _stack(values)], dim=1)
+    start = span.text + span.picture
+    for at, memory in enumerate(memories):
+        if memory is not None:
+            memory.keep(name, key[at, start:], value[at, start:])
+    return key, value
 
 
 def _single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> None:
@@ -290,7 +319,7 @@ def _single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> None:
     h = _norm_modulated(joint, plan, parts, 0, Span.in_joint)
     fused = _project(block.fused, f"{name}.fused", h, plan, "joint")
     qk, v = _heads(fused[:, : 3 * width], block)
-    both = torch.cat([_attend(plan, qk, v), kernels.gelu(fused[:, 3 * width :])], dim=1)
+    both = torch.cat([_attend(plan, name, qk, v), kernels.gelu(fused[:, 3 * width :])], dim=1)
     y = _project(block.out, f"{name}.out", both, plan, "joint")
     _add_gated(joint, y, plan, parts, 2, Span.in_joint)
 
@@ -305,13 +334,9 @@ def _last_single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> Te
     width = joint.shape[1]
     h = _norm_modulated(joint, plan, parts, 0, Span.in_joint)
     qk, v = _heads(_columns(fused, h, slice(0, 3 * width)), block)
-    mixed = []
-    for span, turn in zip(plan.spans, plan.rotation, strict=True):
-        query, key = kernels.rotate(span.in_joint(qk), turn).unbind(2)
-        query = query[:, span.text : span.text + span.picture]
-        mixed.append(kernels.attend(query, key, span.in_joint(v)).flatten(0, 1))
+    mixed = _attend(plan, name, qk, v, pictures_only=True)
     rest = _columns(fused, _pictures(plan, h), slice(3 * width, None))
-    both = torch.cat([torch.cat(mixed), kernels.gelu(rest)], dim=1)
+    both = torch.cat([mixed, kernels.gelu(rest)], dim=1)
     x = _pictures(plan, joint).clone()
     _add_gated(x, block.out(both), plan, parts, 2, Span.in_pictures)
     return x

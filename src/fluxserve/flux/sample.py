@@ -6,17 +6,18 @@ prompt, references, size, seed ── begin ──> Sample ── advance, num_s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fluxserve.flux import packed, packing, schedule
 from fluxserve.flux.autoencoder import to_pixels
+from fluxserve.flux.memory import Memory
 from fluxserve.flux.prepare import Adapter, Prepared, prepare, rotation
 from fluxserve.flux.preview import preview
-from fluxserve.flux.skips import skip_map
+from fluxserve.flux.skips import REF_KV, SKIP, refresh_map, skip_map
 from fluxserve.flux.spec import Guidance
 from fluxserve.flux.weights import Model
 
@@ -49,6 +50,7 @@ class Condition:
     guidance: float
     repaint: Repaint | None = None
     computed: tuple[bool, ...] = ()  # by step; others are extrapolated. Empty: all are computed
+    refreshed: tuple[bool, ...] = ()  # by step; others reuse references. Empty: nothing is reused
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +64,7 @@ class Sample:
     velocity: Tensor | None = None  # of the last step
     computed_at: int = 0  # the step of the last velocity that was computed
     slope_from: tuple[Tensor, int] | None = None  # the computed velocity before it, and its step
+    memories: tuple[Memory, Memory] = field(default_factory=lambda: (Memory(), Memory()))
 
     @property
     def num_steps(self) -> int:
@@ -98,13 +101,14 @@ def condition(
     adapters: Sequence[Adapter] = (),
     repaint: Repaint | None = None,
     first_step: int = 0,
-    skips: bool = False,
+    approximations: Collection[str] = (),
 ) -> Condition:
     """Prepare pictures of width x height px, multiples of `pixels_per_token`.
 
     `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W. With
     `first_step` the denoising starts there, from the picture of `repaint` instead of pure noise.
-    With `skips` only the steps of `skip_map` are computed.
+    Of `approximations` "skip" computes only the steps of `skip_map`, and "ref_kv" the references
+    only in those of `refresh_map`.
     """
     spec = model.spec
     rows, columns = height // spec.pixels_per_token, width // spec.pixels_per_token
@@ -138,6 +142,9 @@ def condition(
             turns=turns,
         )
 
+    count = len(sigmas) - 1
+    computed = skip_map(count) if SKIP in approximations else (True,) * count
+    reuses = REF_KV in approximations and packed_references is not None
     away = spec.guidance is Guidance.TRUE_CFG and guidance > 1.0
     return Condition(
         height=rows,
@@ -147,7 +154,8 @@ def condition(
         unprompted=row(negative_prompt) if away else None,
         guidance=guidance,
         repaint=repaint,
-        computed=skip_map(len(sigmas) - 1) if skips else (),
+        computed=computed if SKIP in approximations else (),
+        refreshed=refresh_map(computed) if reuses else (),
     )
 
 
@@ -181,6 +189,8 @@ def advance(model: Model, samples: Sequence[Sample]) -> None:
         sample.computed_at = sample.step
         sample.step += 1
         _extrapolate(sample)
+        if sample.is_done:
+            sample.memories = (Memory(), Memory())
 
 
 def _extrapolate(sample: Sample) -> None:
@@ -215,8 +225,20 @@ def _moved(sample: Sample, step: int, latents: Tensor, velocity: Tensor) -> Tens
 def _velocities(model: Model, samples: Sequence[Sample]) -> list[Tensor]:
     rows = []
     for sample in samples:
+        refreshed = sample.condition.refreshed
         both = (sample.condition.prompted, sample.condition.unprompted)
-        rows += [packed.Row(row, sample.latents, sample.step) for row in both if row is not None]
+        for prepared, memory in zip(both, sample.memories, strict=True):
+            if prepared is None:
+                continue
+            rows.append(
+                packed.Row(
+                    prepared,
+                    sample.latents,
+                    sample.step,
+                    memory=memory if refreshed else None,
+                    reuses=bool(refreshed) and not refreshed[sample.step],
+                )
+            )
     found = iter(packed.forward(model.transformer, rows))
     velocities = []
     for sample in samples:

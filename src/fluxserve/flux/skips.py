@@ -1,4 +1,11 @@
-"""Which steps of a fast run are computed and which are extrapolated. Imports no torch."""
+"""What a fast run leaves out: whole steps, or the references within a step. Imports no torch."""
+
+from collections.abc import Sequence
+
+SKIP = "skip"  # some steps are extrapolated instead of computed
+REF_KV = "ref_kv"  # in some steps keys and values of the references are those of an earlier one
+SKIPS_MIN = 8  # below so many steps there is nothing between the first and the last three
+REFRESH_CALLS = 4  # every so many computed steps the references are computed again
 
 
 def skip_map(num_steps: int) -> tuple[bool, ...]:
@@ -8,3 +15,13 @@ def skip_map(num_steps: int) -> tuple[bool, ...]:
     fast schedule of Replicate's published FLUX.1 Kontext server.
     """
     return tuple(at < 3 or at >= num_steps - 3 or (at - 4) % 3 == 0 for at in range(num_steps))
+
+
+def refresh_map(computed: Sequence[bool]) -> tuple[bool, ...]:
+    """In which of the computed steps the references are computed too, not only what is made.
+
+    The first and then one in `REFRESH_CALLS` of those that are computed: 7 of 28, 4 of 13.
+    """
+    calls = [at for at, is_computed in enumerate(computed) if is_computed]
+    refreshed = set(calls[::REFRESH_CALLS])
+    return tuple(at in refreshed for at in range(len(computed)))

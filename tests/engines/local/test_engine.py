@@ -29,7 +29,8 @@ from fluxserve.core.ports import (
     Report,
 )
 from fluxserve.core.request import ImageRequest, LoraRef, Margins, OutputFormat, Task
-from fluxserve.engines.local.engine import LocalEngine, LoraFiles
+from fluxserve.engines.local.engine import LocalEngine
+from fluxserve.engines.local.loras import LoraFiles
 from fluxserve.engines.local.process import Setup
 from fluxserve.flux import sample, weights
 from fluxserve.flux.autoencoder import from_pixels

@@ -38,6 +38,7 @@ class Device:
     forwards: list[list[str]] = field(default_factory=list)
     room: int = 100
     is_flaky: bool = False
+    released: list[str] = field(default_factory=list)
 
     def plan(self, order: Order) -> Plan:
         if order.prompt == "impossible":
@@ -52,7 +53,7 @@ class Device:
             num_steps=order.num_steps,
             first_step=0,
             shape=full(10),
-            skips=order.go_fast,
+            approximations=order.approximations,
             notes=("noted",) if order.prompt == "note" else (),
         )
 
@@ -80,7 +81,7 @@ class Device:
         for sample in samples:
             sample.step += 1
             later = [*skip_map(sample.order.num_steps)[sample.step :], True]
-            if sample.order.go_fast:
+            if sample.order.approximations:
                 sample.step += later.index(True)
 
     def glimpse(self, sample: Blank, plan: Plan) -> Callable[[], EncodedImage] | None:
@@ -93,6 +94,9 @@ class Device:
         if order.prompt == "undecodable":
             raise NoRoom
         return PICTURE
+
+    def release(self, order_id: str) -> None:
+        self.released.append(order_id)
 
     def facts(self) -> Mapping[str, JSON]:
         return {"device": "scripted"}
@@ -185,7 +189,7 @@ def test_a_report_tells_where_the_time_went(bench: Bench) -> None:
 
 
 def test_extrapolated_steps_cost_no_forward(bench: Bench) -> None:
-    bench.order("j0", num_steps=28, go_fast=True)
+    bench.order("j0", num_steps=28, approximations=("skip",))
     bench.finish()
     (ended,) = (m for m in bench.said if isinstance(m, Ended))
     assert ended.metrics["model_calls"] == len(bench.device.forwards) == 13

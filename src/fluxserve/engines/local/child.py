@@ -137,13 +137,13 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
 
     try:
         torch.set_num_threads(said.threads or physical_cores())
-        model = _load(said)
+        model, spare_bytes = _load(said)
     except (WeightsError, OSError, RuntimeError) as error:
         voice(Refused(message=str(error)))
         return EXIT_REFUSED
     is_shared = model.device.type == "cuda"
     turns.append(Turns(shared=is_shared))
-    runner = Runner(Pipeline(model, turns[0]), turns[0])
+    runner = Runner(Pipeline(model, turns[0]), turns[0], memory_max_bytes=spare_bytes // 2)
     costs[runner.batch_class] = calibrate(model)
     policy = Policy(rows_max=said.rows_max) if said.rows_max else Policy()
     lanes = [Lane(name, model.device, torch.get_num_threads()) for name in ("encode", "decode")]
@@ -167,6 +167,7 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
             device=str(facts["device"]),
             dtype=str(facts["dtype"]),
             load_s=round(time.monotonic() - began, 3),
+            device_name=runner.device_name,
         )
     )
     if is_shared:
@@ -179,8 +180,8 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     return 0
 
 
-def _load(said: Arguments) -> Model:
-    """Read the weights, after working out whether and how they fit."""
+def _load(said: Arguments) -> tuple[Model, int]:
+    """Read the weights, after working out whether and how they fit; and the bytes to spare."""
     from fluxserve.engines.local import memory
     from fluxserve.flux import weights
     from fluxserve.flux.folder import inspect
@@ -188,7 +189,8 @@ def _load(said: Arguments) -> Model:
     is_fp8 = said.dtype == "fp8"
     number = "auto" if is_fp8 else said.dtype
     if sum(path.stat().st_size for path in said.model.rglob("*.safetensors")) < SMALL_BYTES:
-        return weights.load(said.model, device=said.device, dtype=number, is_fp8=is_fp8)
+        model = weights.load(said.model, device=said.device, dtype=number, is_fp8=is_fp8)
+        return model, SMALL_BYTES
     device = weights.choose_device(said.device)
     plan = memory.plan(
         inspect(said.model),
@@ -199,13 +201,14 @@ def _load(said: Arguments) -> Model:
         requests_max=said.requests_max,
     )
     log.info("%s", plan.sentence)
-    return weights.load(
+    model = weights.load(
         said.model,
         device=said.device,
         dtype=number,
         is_fp8=is_fp8,
         streams_text=plan.streams_text,
     )
+    return model, plan.free_bytes - plan.device_bytes
 
 
 class _Listener(Protocol):

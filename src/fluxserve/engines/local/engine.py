@@ -14,7 +14,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -29,12 +28,16 @@ from fluxserve.core.ports import (
     Progress,
     Report,
 )
-from fluxserve.core.request import ImageRequest, Margins, Task
+from fluxserve.core.request import JSON, ImageRequest
+from fluxserve.engines.local.cores import physical_cores
 from fluxserve.engines.local.cost import CostModel
+from fluxserve.engines.local.loras import LoraFiles, LoraSource
+from fluxserve.engines.local.orders import order, order_of
 from fluxserve.engines.local.plan import plan
 from fluxserve.engines.local.process import EngineProcess, Inbox, Lost, Setup
 from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order
 from fluxserve.flux.folder import WeightsError, embedded_folder, inspect
+from fluxserve.flux.skips import SKIP
 from fluxserve.flux.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -63,32 +66,8 @@ class EngineSettings(Protocol):
     def stuck_s(self) -> float: ...
     @property
     def preview_steps(self) -> int: ...
-
-
-class LoraSource(Protocol):
-    """Where adapters come from."""
-
-    async def path_of(self, name: str) -> Path:
-        """The file behind a name or URL; EngineError or InvalidRequest when there is none."""
-        ...
-
-
-class LoraFiles:
-    """Adapters by name in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    async def path_of(self, name: str) -> Path:
-        return await asyncio.to_thread(self._find, name)
-
-    def _find(self, name: str) -> Path:
-        folder = self._folder.resolve()
-        for candidate in (folder / name, folder / f"{name}.safetensors"):
-            found = candidate.resolve()
-            if found.is_relative_to(folder) and found.is_file():
-                return found
-        raise EngineError(f"loras: there is no LoRA named {name!r} on this server", field="loras")
+    @property
+    def go_fast(self) -> Sequence[str]: ...
 
 
 class LocalEngine:
@@ -101,8 +80,12 @@ class LocalEngine:
         *,
         capacity: int = CAPACITY,
         loras: LoraSource | None = None,
+        go_fast: Sequence[str] = (SKIP,),
     ) -> None:
-        """StartupError when the model folder cannot be used."""
+        """StartupError when the model folder cannot be used.
+
+        `go_fast` names the approximations that a request allows with its switch of that name.
+        """
         self.name = name
         self.capacity = capacity * len(setups)
         try:
@@ -111,31 +94,48 @@ class LocalEngine:
             raise StartupError(f"the model of engine {name}: {error}") from error
         self._processes = [EngineProcess(setup) for setup in setups]
         self._loras = loras
+        self._go_fast = tuple(go_fast)
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
 
     @classmethod
-    def of(cls, name: str, settings: EngineSettings, data_dir: Path) -> Self:
-        """As the settings say; with no model folder, the small model of the package."""
+    def of(
+        cls,
+        name: str,
+        settings: EngineSettings,
+        data_dir: Path,
+        *,
+        loras: LoraSource | None = None,
+    ) -> Self:
+        """As the settings say; with no model folder, the small model of the package.
+
+        Without `loras` they are taken by name from data_dir/loras.
+        """
         model = Path(settings.model_dir) if settings.model_dir else embedded_folder()
         if name == "embedded":
             model = embedded_folder()
         devices = [device.strip() for device in settings.device.split(",") if device.strip()]
+        devices = devices or ["auto"]
         setups = [
             Setup(
                 model=model,
                 device=device,
                 dtype=settings.dtype,
-                threads=settings.threads,
+                threads=settings.threads or _share(devices),
                 rows_max=settings.batch_tokens_max,
                 preview_steps=settings.preview_steps,
                 requests_max=settings.concurrency,
-                spool=Path(data_dir) / "spool" / name / device.replace(":", "-"),
+                spool=Path(data_dir) / "spool" / name / f"{at}-{device.replace(':', '-')}",
                 stuck_s=settings.stuck_s,
             )
-            for device in devices or ["auto"]
+            for at, device in enumerate(devices)
         ]
-        loras = LoraFiles(Path(data_dir) / "loras")
-        return cls(name, setups, capacity=settings.concurrency, loras=loras)
+        return cls(
+            name,
+            setups,
+            capacity=settings.concurrency,
+            loras=loras or LoraFiles(Path(data_dir) / "loras"),
+            go_fast=settings.go_fast,
+        )
 
     async def start(self) -> None:
         """Start the processes; `trouble` says until when they are loading."""
@@ -144,6 +144,8 @@ class LocalEngine:
 
     async def stop(self) -> None:
         await asyncio.gather(*(process.stop() for process in self._processes))
+        if self._loras is not None:
+            await self._loras.aclose()
 
     @property
     def trouble(self) -> str | None:
@@ -159,8 +161,12 @@ class LocalEngine:
 
     @property
     def processes(self) -> Sequence[EngineProcess]:
-        """The devices, for those who watch them."""
         return self._processes
+
+    @property
+    def devices(self) -> Sequence[JSON]:
+        """What each device is and does, for those who watch."""
+        return [process.facts for process in self._processes]
 
     async def wait_ready(self) -> None:
         """Until the first device can work; EngineError when none ever will."""
@@ -180,9 +186,11 @@ class LocalEngine:
         if cost is None:
             return None
         side = (request.width or 1024, request.height or 1024)
-        order = _order(request, job_id="", sizes=[side] * len(request.images))
+        wanted = order(
+            request, job_id="", sizes=[side] * len(request.images), approximations=self._go_fast
+        )
         try:
-            found = plan(self._spec, order)
+            found = plan(self._spec, wanted)
         except EngineError:
             return None
         model = CostModel(cost)
@@ -223,7 +231,7 @@ class LocalEngine:
         self, job: Job, done: set[int], *, alone: bool
     ) -> AsyncGenerator[EngineUpdate, None]:
         """One run on one device; Lost when the process goes away."""
-        process, inbox, order = await self._submit(job, done, alone=alone)
+        process, inbox, sent = await self._submit(job, done, alone=alone)
         assert process.ready is not None
         served_by = f"{process.ready.name} on {process.ready.device} ({process.ready.dtype})"
         has_ended = False
@@ -241,8 +249,8 @@ class LocalEngine:
                     yield await self._update(message, blobs, process.setup.spool)
         finally:
             if not has_ended:
-                await _cancel(process, inbox, order.id)
-            process.forget(order.id)
+                await _cancel(process, inbox, sent.id)
+            process.forget(sent.id)
 
     async def _submit(
         self, job: Job, done: set[int], *, alone: bool
@@ -250,13 +258,14 @@ class LocalEngine:
         """Hand the job to the ready device that has the fewest, waiting for one if need be."""
         files = [image.data for image in job.images] + ([job.mask.data] if job.mask else [])
         left = tuple(i for i in range(job.request.num_outputs) if i not in done)
-        order = replace(_order_of(job, left, alone=alone), loras=await self._lora_paths(job))
+        wanted = order_of(job, left, self._go_fast, alone=alone)
+        wanted = replace(wanted, loras=await self._lora_paths(job))
         while True:
             await self.wait_ready()
             ready = [process for process in self._processes if process.ready is not None]
             for process in sorted(ready, key=lambda process: process.jobs):
                 with contextlib.suppress(Lost):
-                    return process, await process.submit(order, files), order
+                    return process, await process.submit(wanted, files), wanted
             await asyncio.sleep(AWAY_S)
 
     async def _lora_paths(self, job: Job) -> tuple[tuple[str, float], ...]:
@@ -314,64 +323,7 @@ def _report(ended: Ended, served_by: str) -> Report:
     raise error
 
 
-def _order_of(job: Job, indexes: tuple[int, ...], *, alone: bool) -> Order:
-    left_s = None
-    if job.deadline_at is not None:
-        left_s = (job.deadline_at - datetime.now(UTC)).total_seconds()
-    return _order(
-        job.request,
-        job_id=job.prediction_id,
-        sizes=[(image.width, image.height) for image in job.images],
-        indexes=indexes,
-        has_mask=job.mask is not None,
-        key=job.key_id or "",
-        priority=job.priority,
-        deadline_s=left_s,
-        alone=alone,
-    )
-
-
-def _order(
-    request: ImageRequest,
-    *,
-    job_id: str,
-    sizes: Sequence[tuple[int, int]],
-    indexes: tuple[int, ...] = (0,),
-    has_mask: bool = False,
-    key: str = "",
-    priority: int = 0,
-    deadline_s: float | None = None,
-    alone: bool = False,
-) -> Order:
-    return Order(
-        id=job_id,
-        model=request.model,
-        task=Task(request.task).value,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width or 1024,
-        height=request.height or 1024,
-        num_steps=request.num_steps,
-        guidance=request.guidance,
-        strength=request.strength,
-        seed=request.seed,
-        indexes=indexes,
-        output_format=request.output_format.value,
-        output_quality=request.output_quality,
-        sizes=tuple(sizes),
-        has_mask=has_mask,
-        margins=_sides(request.margins),
-        loras=tuple((lora.path, lora.scale) for lora in request.loras),
-        go_fast=request.go_fast,
-        preview_steps=request.preview_steps,
-        key=key,
-        priority=priority,
-        deadline_s=deadline_s,
-        alone=alone,
-    )
-
-
-def _sides(margins: Margins | None) -> tuple[int, int, int, int] | None:
-    if margins is None:
-        return None
-    return margins.top, margins.bottom, margins.left, margins.right
+def _share(devices: Sequence[str]) -> int:
+    """CPU threads of each of several CPU devices; 0, all of the cores, where it is the only one."""
+    rivals = sum(device in ("cpu", "auto") for device in devices)
+    return max(1, physical_cores() // rivals) if rivals > 1 else 0

@@ -369,6 +369,8 @@ class Loop(Generic[H]):
         if run.in_lanes or run.id not in self._runs or not (run.is_over or not run.left):
             return
         del self._runs[run.id]
+        run.samples.clear()
+        self._worker.release(run.id)
         if run.is_canceled:
             self._end(run.id, CANCELED, "", None)
         elif run.failure is not None:

@@ -95,7 +95,7 @@ class Pipeline:
                 adapters=adapters,
                 repaint=repaint,
                 first_step=plan.first_step,
-                skips=plan.skips,
+                approximations=plan.approximations,
             )
 
     def _adapter(self, path: str, scale: float, note: Note) -> Adapter:

@@ -12,11 +12,10 @@ from fluxserve.core.errors import EngineError
 from fluxserve.core.request import Task
 from fluxserve.engines.local.cost import Shape
 from fluxserve.engines.local.wire import Order
-from fluxserve.flux.skips import skip_map
+from fluxserve.flux.skips import REF_KV, SKIP, SKIPS_MIN, refresh_map, skip_map
 from fluxserve.flux.spec import Guidance, ModelSpec
 
 REFERENCES_MAX = 4
-SKIPS_MIN = 8  # below that there is nothing between the first and the last three steps
 NO_ROWS = Shape(0, 0)
 SIDE_MAX = 4096  # px; beyond that a single attention call would need tens of gigabytes
 
@@ -34,15 +33,26 @@ class Plan:
     num_steps: int
     first_step: int  # steps before it are left out: the start is a picture, not noise
     shape: Shape  # what one output brings into every forward
-    skips: bool  # some steps are extrapolated instead of computed
+    reused: Shape = NO_ROWS  # likewise, where the references' keys and values are reused
+    approximations: tuple[str, ...] = ()  # that are made use of
     notes: tuple[str, ...] = ()  # for the caller's log
 
     @property
     def steps(self) -> tuple[Shape, ...]:
         """One shape for each step that is run; an empty one where it is extrapolated."""
         count = self.num_steps - self.first_step
-        computed = skip_map(count) if self.skips else (True,) * count
-        return tuple(self.shape if is_computed else NO_ROWS for is_computed in computed)
+        computed = skip_map(count) if SKIP in self.approximations else (True,) * count
+        refreshed = refresh_map(computed) if REF_KV in self.approximations else computed
+        shapes = []
+        for is_computed, is_refreshed in zip(computed, refreshed, strict=True):
+            of_call = self.shape if is_refreshed else self.reused
+            shapes.append(of_call if is_computed else NO_ROWS)
+        return tuple(shapes)
+
+    @property
+    def calls_reusing(self) -> int:
+        """In how many of its steps an output reuses its references."""
+        return sum(shape == self.reused for shape in self.steps) if self.reused.rows else 0
 
 
 def plan(spec: ModelSpec, order: Order) -> Plan:
@@ -63,6 +73,8 @@ def plan(spec: ModelSpec, order: Order) -> Plan:
     reads = sum(spec.tokens(w, h) for w, h in references)
     tokens = spec.text_tokens + spec.tokens(width, height) + reads
     rows = 2 if spec.guidance is Guidance.TRUE_CFG and guidance > 1 else 1
+    first_step = _first_step(order, task)
+    used = _approximations(order, steps=order.num_steps - first_step, reads=reads)
     return Plan(
         width=width,
         height=height,
@@ -71,9 +83,10 @@ def plan(spec: ModelSpec, order: Order) -> Plan:
         references=references,
         guidance=guidance,
         num_steps=order.num_steps,
-        first_step=_first_step(order, task),
+        first_step=first_step,
         shape=Shape(rows * tokens, tokens),
-        skips=order.go_fast and order.num_steps >= SKIPS_MIN,
+        reused=Shape(rows * (tokens - reads), tokens) if REF_KV in used else NO_ROWS,
+        approximations=used,
         notes=tuple(notes),
     )
 
@@ -146,6 +159,12 @@ def _guidance(spec: ModelSpec, order: Order) -> tuple[float, list[str]]:
     if math.isclose(own, order.guidance):
         return own, []
     return own, [f"Guidance {order.guidance:g} is meant for {order.model}; {own:g} is used"]
+
+
+def _approximations(order: Order, *, steps: int, reads: int) -> tuple[str, ...]:
+    """Those of the allowed ones that this order has a use for."""
+    useful = {SKIP: steps >= SKIPS_MIN, REF_KV: reads > 0 and steps > 1}
+    return tuple(name for name in useful if useful[name] and name in order.approximations)
 
 
 def _first_step(order: Order, task: Task) -> int:

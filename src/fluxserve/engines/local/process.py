@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluxserve.core.request import JSON
 from fluxserve.engines.local.cost import Coefficients
 from fluxserve.engines.local.wire import (
     Beat,
@@ -112,6 +113,21 @@ class EngineProcess:
     @property
     def jobs(self) -> int:
         return len(self._jobs)
+
+    @property
+    def facts(self) -> JSON:
+        """What this device is and does, for those who watch."""
+        ready = self.ready
+        return {
+            "device": self.setup.device if ready is None else ready.device,
+            "name": "" if ready is None else ready.device_name,
+            "model": "" if ready is None else ready.name,
+            "dtype": self.setup.dtype if ready is None else ready.dtype,
+            "state": "refused" if self.refusal else "starting" if ready is None else "ready",
+            "running": self.jobs,
+            "restarts": self.deaths,
+            "busy_s": self._busy_s,
+        }
 
     async def wait_ready(self) -> None:
         """Until it can work, or has been refused for good: then `refusal` says why."""

@@ -58,6 +58,10 @@ class Worker(Protocol[H]):
         self, order: Order, files: Sequence[bytes], plan: Plan, sample: H
     ) -> EncodedImage: ...
 
+    def release(self, order_id: str) -> None:
+        """The order has ended, in whatever way: nothing need be kept for it."""
+        ...
+
     def facts(self) -> Mapping[str, JSON]:
         """Device, number type, what the caches did: for the record of a job."""
         ...
@@ -116,8 +120,10 @@ class Run(Generic[H]):
             "steps": self.steps_each,
             "model_calls": self.calls,
             "batch_mean": round(self.shared / self.calls, 2) if self.calls else 0,
-            "approximations": ["skip"] if self.plan.skips else [],
+            "approximations": list(self.plan.approximations),
         }
+        if reusing := self.plan.calls_reusing:
+            found["model_calls_without_references"] = reusing * self.outputs
         size = (self.plan.width, self.plan.height)
         if size != (self.plan.out_width, self.plan.out_height):
             found["upscaled_from"] = f"{size[0]}x{size[1]}"

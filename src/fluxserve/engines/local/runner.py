@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +26,9 @@ from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
 from fluxserve.engines.local.turns import Turns
 from fluxserve.engines.local.wire import Order
 from fluxserve.flux import sample
+from fluxserve.flux.memory import memory_bytes
 from fluxserve.flux.sample import NotANumber, Sample
+from fluxserve.flux.skips import REF_KV
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.weights import Model
 
@@ -79,7 +83,8 @@ def calibrate(model: Model) -> CostModel:
 class Runner:
     """One model on one device. `advance` belongs to the loop's thread, the rest to the lanes."""
 
-    def __init__(self, pipeline: Pipeline, turns: Turns) -> None:
+    def __init__(self, pipeline: Pipeline, turns: Turns, *, memory_max_bytes: int) -> None:
+        """`memory_max_bytes` may be taken by what samples remember of their references."""
         self._pipeline = pipeline
         self._turns = turns
         self._model = pipeline.model
@@ -87,9 +92,26 @@ class Runner:
         dtype = str(self._model.dtype).removeprefix("torch.")
         self.batch_class = f"{self._model.spec.name}/{dtype}"
         self._named = {"device": str(self._model.device), "dtype": dtype}
+        self._memory_max_bytes = memory_max_bytes
+        self._remembered: dict[str, int] = {}  # bytes set aside, by order
 
     def plan(self, order: Order) -> Plan:
-        return plan(self._model.spec, order)
+        found = plan(self._model.spec, order)
+        if REF_KV not in found.approximations:
+            return found
+        tokens = (found.shape.rows - found.reused.rows) * len(order.indexes)
+        transformer, item_bytes = self._model.spec.transformer, self._model.dtype.itemsize
+        needed = memory_bytes(transformer, tokens, item_bytes)
+        if sum(self._remembered.values()) + needed > self._memory_max_bytes:
+            left = tuple(name for name in order.approximations if name != REF_KV)
+            exact = plan(self._model.spec, replace(order, approximations=left))
+            note = "ref_kv is not used: the device has no room to remember the references"
+            return replace(exact, notes=(*exact.notes, note))
+        self._remembered[order.id] = needed
+        return found
+
+    def release(self, order_id: str) -> None:
+        self._remembered.pop(order_id, None)
 
     def encode(
         self, order: Order, files: Sequence[bytes], plan: Plan, note: Callable[[str], None]
@@ -131,6 +153,13 @@ class Runner:
             for name, stats in self._pipeline.cache_stats.items()
         }
         return {**self._named, "model": self._model.spec.name, "caches": caches}
+
+    @property
+    def device_name(self) -> str:
+        """As its maker calls it."""
+        if self._is_cuda:
+            return torch.cuda.get_device_name(self._model.device)
+        return platform.processor() or platform.machine()
 
     def _settle(self) -> None:
         """Wait for this thread's stream, so that other threads may read what it wrote."""

@@ -49,7 +49,7 @@ class Order:
     has_mask: bool = False
     margins: tuple[int, int, int, int] | None = None  # top, bottom, left, right in px
     loras: tuple[tuple[str, float], ...] = ()
-    go_fast: bool = False
+    approximations: tuple[str, ...] = ()  # that are allowed, by their names in flux/skips.py
     preview_steps: int = 0
     key: str = ""
     priority: int = 0
@@ -75,6 +75,7 @@ class Ready:
     device: str
     dtype: str
     load_s: float
+    device_name: str = ""  # as its maker calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
