@@ -144,7 +144,7 @@ def gallery(scenes: Scenes, things: Sequence[int], size: Size, color: str | None
 
 def text_nearest(painter: Painter, scenes: Scenes, report: Report, count: int) -> Tensor:
     """'a NAME' for each thing: is the nearest picture, on any background, the thing itself?"""
-    things = scenes.known[:: max(1, len(scenes.known) // count)][:count]
+    things = scenes.random.sample(scenes.known, count)
     images = painter.text([words.phrase(scenes.things[i].names[-1]) for i in things])
     layers = gallery(scenes, scenes.known, painter.size, None)
     backs = scenes.flat(words.COLOR_NAMES)
