@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: serve test check fix lint types docs bench clients clean help
+.PHONY: serve test check fix lint types docs bench clients system clean help
 
 help:
 	@echo "make serve | test | check (lint, types, tests) | fix | docs | bench | clean"
@@ -15,7 +15,7 @@ help:
 serve: $(VENV)/.serve
 	$(BIN)/fluxserve serve $(ARGS)
 
-test: $(VENV)/.dev clients
+test: $(VENV)/.dev clients system
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types test
@@ -51,6 +51,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt requirements-dev.txt | $(VENV)/bin/
 # Official clients in the versions that the tests name, apart from our own dependencies.
 clients: $(VENV)/.dev
 	$(BIN)/python tests/clients/setup.py
+
+# Programs beside Python that tests need; the tests start and stop them themselves.
+system: $(VENV)/.dev
+	$(BIN)/python -m tests.system.setup
 
 clean:
 	rm -rf $(VENV) .clients build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

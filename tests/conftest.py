@@ -13,6 +13,9 @@ from fluxserve.app import House
 from fluxserve.asgi import create_app
 from fluxserve.settings import Settings
 from tests.server import ServerProcess
+from tests.system.fixtures import bucket, postgresql, s3
+
+__all__ = ["bucket", "postgresql", "s3"]
 
 
 class ToldClock:

@@ -1,7 +1,6 @@
 """Each port runs its suite over every implementation; another database is one more branch here."""
 
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -34,12 +33,7 @@ def clock() -> Clock:
     return Clock()
 
 
-# An empty database that the tests may fill, e.g. postgresql://user@127.0.0.1:5432/test
-POSTGRESQL = os.environ.get("FLUXSERVE_TEST_POSTGRESQL")
-DATABASES = ["sqlite-memory", "sqlite-file", *(["postgresql"] if POSTGRESQL else [])]
-
-
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=["sqlite-memory", "sqlite-file", "postgresql"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     match request.param:
         case "sqlite-memory":
@@ -47,7 +41,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         case "sqlite-file":
             url = f"sqlite:///{tmp_path}/store.db"
         case _:
-            url = POSTGRESQL or ""
+            url = request.getfixturevalue("postgresql")
     opened = open_database(url)
     await opened.start()
     for table in reversed(METADATA.sorted_tables):
@@ -80,6 +74,13 @@ def files(database: Database, clock: Clock) -> SqlFileStore:
     return SqlFileStore(database, clock)
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return open_blobs("memory://" if request.param == "memory" else (tmp_path / "blobs").as_uri())
+    match request.param:
+        case "memory":
+            return open_blobs("memory://")
+        case "local":
+            return open_blobs((tmp_path / "blobs").as_uri())
+        case _:
+            bucket: Callable[[], str] = request.getfixturevalue("bucket")
+            return open_blobs(f"{bucket()}/a prefix")

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,9 +19,7 @@ from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.schema import upgrade
 from tests.contracts.material import NOW, after, event, prediction
 
-URL = os.environ["FLUXSERVE_TEST_POSTGRESQL"]
 SCHEMA = "fluxserve_test"
-IN_SCHEMA = f"{URL}?search_path={SCHEMA}"
 
 SHAPE = """
     SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns
@@ -34,9 +31,15 @@ INDEXES = (
 
 
 @pytest.fixture
-async def connection() -> AsyncIterator[asyncpg.Connection]:
+def url(postgresql: str) -> str:
+    """A database of which only one schema is seen."""
+    return f"{postgresql}?search_path={SCHEMA}"
+
+
+@pytest.fixture
+async def connection(postgresql: str) -> AsyncIterator[asyncpg.Connection]:
     """Beside the servers, on a schema that is empty at the start."""
-    opened = await asyncpg.connect(URL)
+    opened = await asyncpg.connect(postgresql)
     await opened.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}")
     await opened.execute(f"SET search_path = {SCHEMA}")
     yield opened
@@ -45,8 +48,10 @@ async def connection() -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def servers(connection: asyncpg.Connection) -> AsyncIterator[list[SqlPredictionStore]]:
-    databases = [PostgresDatabase(IN_SCHEMA, connections_max=4) for _ in range(3)]
+async def servers(
+    connection: asyncpg.Connection, url: str
+) -> AsyncIterator[list[SqlPredictionStore]]:
+    databases = [PostgresDatabase(url, connections_max=4) for _ in range(3)]
     await asyncio.gather(*(database.start() for database in databases))
     yield [SqlPredictionStore(database) for database in databases]
     for database in databases:
@@ -104,8 +109,9 @@ async def test_servers_keep_a_keys_limit_together(servers: list[SqlPredictionSto
 
 async def test_a_new_database_and_a_migrated_one_have_the_same_shape(
     connection: asyncpg.Connection,
+    url: str,
 ) -> None:
-    database = PostgresDatabase(IN_SCHEMA)
+    database = PostgresDatabase(url)
     await database.start()
     await database.stop()
     new = await shape(connection)
@@ -135,6 +141,7 @@ def upgrade():
 async def test_an_older_database_is_migrated(
     servers: list[SqlPredictionStore],
     connection: asyncpg.Connection,
+    url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,18 +149,20 @@ async def test_an_older_database_is_migrated(
     (tmp_path / "migrations" / "versions" / "0002_later.py").write_text(LATER)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "migrations")
     monkeypatch.setattr(schema, "REVISION", "0002")
-    database = PostgresDatabase(IN_SCHEMA)
+    database = PostgresDatabase(url)
     await database.start()
     await database.stop()
     assert await connection.fetchval("SELECT version_num FROM alembic_version") == "0002"
     assert "place" in {row[1] for row in await shape(connection)}
 
 
-async def test_a_database_of_a_newer_build_is_refused(connection: asyncpg.Connection) -> None:
+async def test_a_database_of_a_newer_build_is_refused(
+    connection: asyncpg.Connection, url: str
+) -> None:
     await connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
     await connection.execute("INSERT INTO alembic_version VALUES ('9999')")
     with pytest.raises(StartupError, match="9999"):
-        await PostgresDatabase(IN_SCHEMA).start()
+        await PostgresDatabase(url).start()
 
 
 SLEEP = Statement(select(func.pg_sleep(60)))
@@ -169,9 +178,9 @@ def sleep() -> Transition[None]:
 
 @pytest.mark.parametrize("how", ["run", "read", "scan"])
 async def test_a_lost_connection_is_told_and_replaced(
-    connection: asyncpg.Connection, how: str
+    connection: asyncpg.Connection, url: str, how: str
 ) -> None:
-    database = PostgresDatabase(IN_SCHEMA, connections_max=1)
+    database = PostgresDatabase(url, connections_max=1)
     await database.start()
     asleep = asyncio.ensure_future(getattr(database, how)(sleep()))
     while not await connection.fetch(END_SLEEPERS):
