@@ -37,6 +37,7 @@ async def test_odd_queries_are_no_fault(tmp_path: Path, path: str) -> None:
         ("keys", '{"rate_per_minute": 99999999999999999999}'),
         ("prices", '{"per_image": 1e300}'),
         ("prices", '{"options": {"x": 1e300}}'),
+        ("prices", '{"valid_from": "0001-01-01T00:00:00+23:59"}'),
         ("predictions", BODY % ', "deadline_s": 1e300'),
         ("predictions", BODY % ', "deadline_s": 1e999'),
         ("predictions", BODY % ', "priority": 99999999999999999999'),

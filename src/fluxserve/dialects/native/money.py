@@ -127,9 +127,9 @@ def _moment(value: JSON, name: str) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError:
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # in UTC it may lie before the year 1
         raise InvalidRequest("a time such as 2026-11-21T00:00:00Z", field=name) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _usage(row: Usage) -> dict[str, JSON]:
