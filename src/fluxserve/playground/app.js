@@ -194,6 +194,8 @@ function listApis() {
     ["Replicate", `${origin} (Python), ${origin}/v1 (JavaScript)`, "POST /v1/models/black-forest-labs/flux-kontext-dev/predictions"],
     ["Black Forest Labs", origin, "POST /v1/flux-kontext-pro"],
     ["WaveSpeed", origin, "POST /api/v3/wavespeed-ai/flux-kontext-dev"],
+    ["OpenAI Images", `${origin}/v1`, "POST /v1/images/generations"],
+    ["fal", `${origin}/fal/queue`, "POST /fal/queue/fal-ai/flux/dev"],
     ["native", `${origin}${API}`, `POST ${API}/predictions`],
   ];
   $("apis").replaceChildren(
