@@ -54,6 +54,7 @@ def forms(draw: st.DrawFn) -> tuple[str, bytes]:
     for name, value in body.items():
         if name in plain:
             text = value if isinstance(value, str) else json.dumps(value)
+            text = text.replace("[[", "[ [")  # no directive for the simulator
             head = f'Content-Disposition: form-data; name="{name}"\r\n\r\n{text}'
             parts.append(head.encode("utf-8", "replace"))
     file_names = ["image", "image[]", "image[0]", "images", "mask", "prompt", "x", "loras[0][path]"]
