@@ -62,7 +62,7 @@ def poster(x: Tensor) -> Tensor:
     """Four levels a channel, the steps between them a little soft."""
     level = gaussian(x, 1.2) * 3
     low = level.floor()
-    return (low + torch.sigmoid((level - low - 0.5) * 12)) / 3
+    return ((low + torch.sigmoid((level - low - 0.5) * 12)) / 3).clamp(0, 1)
 
 
 def sketch(x: Tensor) -> Tensor:

@@ -55,7 +55,10 @@ def preview_factors(matrix: Tensor) -> list[list[float]]:
     pictures = torch.nn.functional.interpolate(noise, (64, 64), mode="bicubic").clamp(-1, 1)
     latents = encode(pictures, matrix).permute(0, 2, 3, 1).reshape(-1, LATENTS)
     colors = torch.nn.functional.avg_pool2d(pictures, 8).permute(0, 2, 3, 1).reshape(-1, 3)
-    solution = torch.linalg.lstsq(latents, colors).solution
+    # Normal equations in double precision: a channel the pictures never use gets zeros.
+    wide = latents.double()
+    solution = torch.linalg.pinv(wide.T @ wide, rtol=1e-10, hermitian=True) @ wide.T
+    solution = solution @ colors.double()
     return [[round(value, 4) for value in row] for row in solution.tolist()]
 
 
