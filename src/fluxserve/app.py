@@ -54,9 +54,9 @@ from fluxserve.storage.ledger import (
     BudgetedPredictionStore,
     SqlMoneyStore,
 )
-from fluxserve.storage.opening import open_database
+from fluxserve.storage.opening import is_shared, open_database
 from fluxserve.storage.orphans import Orphans
-from fluxserve.storage.secrets import open_admin_token, open_secrets
+from fluxserve.storage.secrets import Secrets, open_admin_token, open_secrets, share_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
 from fluxserve.webhooks.sender import Deliverer
@@ -76,9 +76,9 @@ def now() -> datetime:
 class House:
     """Everything that runs in one server process, started and stopped in order."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: Secrets | None = None) -> None:
         self.settings = settings
-        self.secrets = open_secrets(settings.data)
+        self.secrets = shared or open_secrets(settings.data)
         self.admin_token = open_admin_token(settings.data)
         self.bus = EventBus()
         self.live = LiveBoard()
@@ -125,6 +125,19 @@ class House:
         self.metrics = Metrics(
             self.bus, lambda: {item.engine.name: item.running for item in self.dispatchers}
         )
+
+    @classmethod
+    async def open(cls, settings: Settings) -> "House":
+        """A house whose secrets are those of all servers on its database. StartupError."""
+        url = _database_url(settings)
+        if not is_shared(url):
+            return cls(settings)
+        database = open_database(url)
+        await database.start()
+        try:
+            return cls(settings, await share_secrets(database, settings.data))
+        finally:
+            await database.stop()
 
     async def start(self) -> None:
         """Open the store, then let work flow. StartupError."""
@@ -207,7 +220,7 @@ class House:
             channels=channels_of(self.choice.channels, self.guard, time.monotonic),
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
         )
-        return Upstreams(desk, is_alone=True)
+        return Upstreams(desk, is_alone=not is_shared(_database_url(self.settings)))
 
     def _keeper(self) -> Keeper:
         keep = self.settings.retention

@@ -51,7 +51,7 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit code. StartupError when it cannot start."""
     listener = _listen(settings)
-    house = House(settings)
+    house = asyncio.run(House.open(settings))
     url = settings.public_url or _url(settings, listener)
     server = _Server(_config(settings, house), house, url)
     note = settings.data / NOTE
@@ -74,7 +74,7 @@ class Background:
 
     def __init__(self, settings: Settings) -> None:
         self._listener = _listen(settings)
-        self._house = House(settings)
+        self._house = asyncio.run(House.open(settings))
         self._server = _Server(_config(settings, self._house), self._house, "")
         self._url = _url(settings, self._listener)
         self._is_ready = threading.Event()
@@ -115,7 +115,7 @@ def once(settings: Settings, method: str, path: str, body: Mapping[str, JSON] | 
     """One call of the native API with no server and no engine running; FluxserveError."""
 
     async def main() -> Any:
-        house = House(settings)
+        house = await House.open(settings)
         await house.database.start()
         try:
             transport = httpx.ASGITransport(create_app(house))

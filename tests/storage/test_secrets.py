@@ -5,16 +5,22 @@ import stat
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, insert
 
 from fluxserve.core.errors import StartupError
+from fluxserve.storage import tables
+from fluxserve.storage.database import Statement, Transition
+from fluxserve.storage.opening import open_database
 from fluxserve.storage.secrets import (
     ADMIN_FILE,
     MASTER_FILE,
+    SHARED_NAME,
     Secrets,
     _create,
     open_admin_token,
     open_secrets,
     read_admin_token,
+    share_secrets,
 )
 
 ONE = Secrets(bytes(32))
@@ -110,3 +116,35 @@ def test_what_was_sealed_opens_again_for_the_same_purpose_only() -> None:
             other.decrypt(sealed, purpose)
     with pytest.raises(StartupError, match="cannot be read"):
         ONE.decrypt("no base64!", "channel bfl")
+
+
+async def test_servers_on_one_database_share_the_secret_of_the_first(
+    postgresql: str, tmp_path: Path
+) -> None:
+    database = open_database(postgresql)
+    await database.start()
+    await database.run(_forget())
+    alone = [open_secrets(tmp_path / name).link_secret for name in ("one", "two")]
+    shared = [(await share_secrets(database, tmp_path / name)).link_secret for name in "ab"]
+    assert shared[0] == shared[1] == open_secrets(tmp_path / "a").link_secret
+    assert (await share_secrets(database, tmp_path / "two")).link_secret == shared[0]
+    assert open_secrets(tmp_path / "two").link_secret == alone[1], "the own file stays"
+    await database.run(_forget())
+    await database.stop()
+
+
+async def test_a_damaged_secret_in_the_database_stops_the_start(tmp_path: Path) -> None:
+    database = open_database("sqlite://")
+    await database.start()
+    await database.run(_damage())
+    with pytest.raises(StartupError, match="the row 'master secret'"):
+        await share_secrets(database, tmp_path)
+    await database.stop()
+
+
+def _forget() -> Transition[None]:
+    yield Statement(delete(tables.meta))({})
+
+
+def _damage() -> Transition[None]:
+    yield Statement(insert(tables.meta))({"name": SHARED_NAME, "value": "zz"})

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
@@ -21,8 +22,14 @@ from fluxserve.core.errors import InvalidRequest, NotFound, StartupError, Unavai
 from fluxserve.core.request import BlobRef
 from fluxserve.storage.flushing import flush_down_from
 
+if TYPE_CHECKING:  # obstore keeps its types there
+    from obstore.store import RetryConfig
+
 SHARED = "inputs/"  # keys named after their content
 GRACE = timedelta(minutes=10)  # from a put to the row that refers to it, generously
+
+RETRIES_MAX = 5
+RETRY_TIMEOUT = timedelta(seconds=30)  # the library's own three minutes outlast every caller
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
 
@@ -123,7 +130,8 @@ def open_blobs(url: str) -> Blobs:
                 root.mkdir(parents=True, exist_ok=True)
                 return Blobs(LocalStore(root))
             case "s3" if parts.netloc:
-                return Blobs(S3Store.from_url(url))
+                retry: RetryConfig = {"max_retries": RETRIES_MAX, "retry_timeout": RETRY_TIMEOUT}
+                return Blobs(S3Store.from_url(url, retry_config=retry))
             case "memory":
                 return Blobs(MemoryStore())
     except (BaseError, OSError) as error:

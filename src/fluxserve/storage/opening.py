@@ -15,13 +15,18 @@ def open_database(url: str) -> Database:
 
     Call `start` next.
     """
-    if url.startswith(POSTGRES):
+    if is_shared(url):
         return _open_postgres(url)
     rest = url.removeprefix(SQLITE)
     if rest == url or "?" in rest or (rest and not rest.startswith("/")):
         raise StartupError(f"database.url: sqlite:///PATH or postgresql://..., not {url}")
     path = rest.removeprefix("/")
     return SqliteDatabase(Path(path).absolute() if path else None)
+
+
+def is_shared(url: str) -> bool:
+    """Whether several servers may work on this database at once."""
+    return url.startswith(POSTGRES)
 
 
 def _open_postgres(url: str) -> Database:

@@ -4,6 +4,9 @@
 
 Losing the file ends links that were handed out, makes receivers of webhooks fetch their secret
 anew, and loses stored provider keys. It belongs in the backup, away from the database's copy.
+
+Servers that share a database must agree on the secret: there the first to start writes its own
+into the database, and all of them use that one.
 """
 
 import base64
@@ -18,9 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import bindparam, select
 
 from fluxserve.core.errors import StartupError
+from fluxserve.storage import tables
+from fluxserve.storage.database import Database, Statement, Transition
 from fluxserve.storage.flushing import flush
+from fluxserve.storage.transitions import insert_or_ignore
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +36,10 @@ ADMIN_FILE = "admin.token"
 MASTER_BYTES = 32
 WEBHOOK_BYTES = 24  # as many as the Standard Webhooks libraries generate
 NONCE_BYTES = 12  # what AES-GCM wants
+SHARED_NAME = "master secret"  # its row in a shared database
+
+SHARE = insert_or_ignore(tables.meta, "name")
+SHARED = Statement(select(tables.meta.c.value).where(tables.meta.c.name == bindparam("called")))
 
 
 class Secrets:
@@ -83,17 +94,45 @@ class Secrets:
 
 def open_secrets(data_dir: Path) -> Secrets:
     """The master secret of a data directory, made when there is none yet."""
+    return Secrets(_read_master(data_dir))
+
+
+async def share_secrets(database: Database, data_dir: Path) -> Secrets:
+    """The master secret of all servers on `database`: that of the first one's data directory."""
+    text = await database.run(_share(_read_master(data_dir).hex()))
+    master = _from_hex(text)
+    if master is None:
+        raise StartupError(
+            "the master secret in the database is damaged: restore the database from the backup, "
+            f"or delete the row {SHARED_NAME!r} of its table meta to start with a new secret"
+        )
+    return Secrets(master)
+
+
+def _share(offered: str) -> Transition[str]:
+    """What the database holds; `offered` where it held nothing."""
+    yield SHARE({"name": SHARED_NAME, "value": offered})
+    rows = yield SHARED({"called": SHARED_NAME})
+    return str(rows[0][0])
+
+
+def _read_master(data_dir: Path) -> bytes:
     text = _read_or_create(data_dir / MASTER_FILE, lambda: secrets.token_hex(MASTER_BYTES))
-    try:
-        master = bytes.fromhex(text)
-    except ValueError:
-        master = b""
-    if len(master) != MASTER_BYTES:
+    master = _from_hex(text)
+    if master is None:
         raise StartupError(
             f"{data_dir / MASTER_FILE} holds {MASTER_BYTES * 2} hex digits, or should: "
             "restore it from the backup, or remove it to start with a new secret"
         )
-    return Secrets(master)
+    return master
+
+
+def _from_hex(text: str) -> bytes | None:
+    try:
+        master = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return master if len(master) == MASTER_BYTES else None
 
 
 def open_admin_token(data_dir: Path) -> str:
