@@ -10,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
@@ -248,7 +249,7 @@ def base_url(request: Request, http: HttpSettings) -> str:
     """scheme://host[:port] as the caller sees us: configured, told by a trusted proxy, or asked."""
     if http.public_url:
         return http.public_url.rstrip("/")
-    scheme = request.url.scheme
+    scheme = request.scope["scheme"]
     host = request.headers.get("host", "")
     if _is_trusted(request, http):
         scheme = _first(request.headers.get("x-forwarded-proto")) or scheme
@@ -264,21 +265,30 @@ def _first(value: str | None) -> str:
 
 
 def _is_host(host: str) -> bool:
-    return 0 < len(host) <= 261 and all(
-        character.isalnum() or character in "-._:[]" for character in host
-    )
+    return 0 < len(host) <= 261 and _is_plain(host)
+
+
+@lru_cache(maxsize=1024)  # callers use few names, and this is asked on every request
+def _is_plain(host: str) -> bool:
+    return all(character.isalnum() or character in "-._:[]" for character in host)
 
 
 def _is_trusted(request: Request, http: HttpSettings) -> bool:
     client = request.client
     if client is None:  # a Unix socket: whoever reaches it is on this machine
         return True
+    return _is_near(client.host, http.trusted_proxies)
+
+
+@lru_cache(maxsize=1024)
+def _is_near(address_text: str, networks: tuple[str, ...]) -> bool:
+    """Whether an address is this machine's or in one of the networks."""
     try:
-        address = ip_address(client.host)
+        address = ip_address(address_text)
     except ValueError:
         return False
     return address.is_loopback or any(
-        address in ip_network(network, strict=False) for network in http.trusted_proxies
+        address in ip_network(network, strict=False) for network in networks
     )
 
 

@@ -5,6 +5,7 @@ A browser sends a page's POST to any address, loopback too, and a name that its 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 PRIVATE_ENDS = (".localhost", ".local", ".test", ".example", ".invalid", ".internal", ".home.arpa")
 
 
+@lru_cache(maxsize=256)  # asked on every request, of few names
 def strange_host(host: str, public_url: str) -> bool:
     """Whether `host` (a Host header) is a name by which a stranger could have led a browser here.
 
