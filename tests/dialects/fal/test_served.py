@@ -84,7 +84,7 @@ async def test_a_webhook_says_what_the_result_says(house: House, client: httpx.A
 async def test_the_inputs_of_an_app_reach_the_model(
     house: House, client: httpx.AsyncClient
 ) -> None:
-    for app, body, expected in [
+    cases: list[tuple[str, dict[str, Any], tuple[str, int, int, int, float]]] = [
         ("flux/dev", {}, ("text_to_image", 1024, 768, 28, 3.5)),
         ("flux/schnell", {"image_size": "portrait_16_9"}, ("text_to_image", 576, 1024, 4, 3.5)),
         (
@@ -107,7 +107,8 @@ async def test_the_inputs_of_an_app_reach_the_model(
             {"image_size": {"width": 96, "height": 64}, "num_inference_steps": 9},
             ("text_to_image", 96, 64, 9, 3.5),
         ),
-    ]:
+    ]
+    for app, body, expected in cases:
         answer = await done(client, f"/fal/run/fal-ai/{app}", json={"prompt": "x", **body})
         got = (await made(house, answer)).request
         found = (got.task.value, got.width, got.height, got.num_steps, got.guidance)
