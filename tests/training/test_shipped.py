@@ -13,7 +13,7 @@ from training.export import BYTES_MAX, EMBEDDED, size_of
 
 @pytest.fixture(scope="module")
 def painter() -> Painter:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two threads spin on a busy machine
     return Painter(EMBEDDED)
 
 
