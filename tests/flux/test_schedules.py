@@ -192,7 +192,7 @@ def test_reused_references_are_those_of_the_last_refresh_and_change_the_result(
 ) -> None:
     """With every step a refresh nothing is approximated; otherwise something is."""
     condition = house.conditions[2]
-    assert condition.refreshed == (True, False, False, False, True, False)
+    assert condition.refreshed == (True, False) * 3
     ends = []
     for refreshed in ((True,) * 6, (), condition.refreshed):
         kind = replace(condition, refreshed=refreshed)

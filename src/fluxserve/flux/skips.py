@@ -5,7 +5,7 @@ from collections.abc import Sequence
 SKIP = "skip"  # some steps are extrapolated instead of computed
 REF_KV = "ref_kv"  # in some steps keys and values of the references are those of an earlier one
 SKIPS_MIN = 8  # below so many steps there is nothing between the first and the last three
-REFRESH_CALLS = 4  # every so many computed steps the references are computed again
+REFRESH_CALLS = 2  # every so many computed steps the references are computed again
 
 
 def skip_map(num_steps: int) -> tuple[bool, ...]:
@@ -20,7 +20,7 @@ def skip_map(num_steps: int) -> tuple[bool, ...]:
 def refresh_map(computed: Sequence[bool]) -> tuple[bool, ...]:
     """In which of the computed steps the references are computed too, not only what is made.
 
-    The first and then one in `REFRESH_CALLS` of those that are computed: 7 of 28, 4 of 13.
+    The first and then one in `REFRESH_CALLS` of those that are computed: 14 of 28, 7 of 13.
     """
     calls = [at for at, is_computed in enumerate(computed) if is_computed]
     refreshed = set(calls[::REFRESH_CALLS])

@@ -155,7 +155,7 @@ async def test_an_edit_may_skip_steps_and_reuse_its_reference_and_says_so(
     wanted = job("fast", "make it sepia", photo(), num_steps=28, go_fast=True)
     facts = report(await collect(engine, wanted)).metrics
     assert facts["approximations"] == ["skip", "ref_kv"]
-    assert (facts["model_calls"], facts["model_calls_without_references"]) == (13, 9)
+    assert (facts["model_calls"], facts["model_calls_without_references"]) == (13, 6)
     plain = report(await collect(engine, job("text", "a taxi", num_steps=28))).metrics
     assert plain["approximations"] == []
     assert plain["model_calls"] == 28

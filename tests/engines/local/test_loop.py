@@ -188,6 +188,15 @@ def test_a_report_tells_where_the_time_went(bench: Bench) -> None:
         assert ended.metrics[name] >= 0
 
 
+def test_a_job_that_ended_in_any_way_is_released_once(bench: Bench) -> None:
+    bench.order("good")
+    bench.order("bad", "nan")
+    bench.order("gone", num_steps=50)
+    bench.loop.cancel("gone")
+    bench.finish()
+    assert sorted(bench.device.released) == ["bad", "gone", "good"]
+
+
 def test_extrapolated_steps_cost_no_forward(bench: Bench) -> None:
     bench.order("j0", num_steps=28, approximations=("skip",))
     bench.finish()

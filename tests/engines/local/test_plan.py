@@ -108,3 +108,34 @@ def test_what_cannot_be_made_is_refused_with_the_reason(name: str) -> None:
 def test_a_model_that_cannot_read_pictures_says_so() -> None:
     with pytest.raises(EngineError, match="cannot read input images"):
         plan(FLUX_DEV, EDIT)
+
+
+def test_an_edit_that_reuses_its_reference_runs_only_text_and_picture_in_between() -> None:
+    found = plan(FLUX_KONTEXT_DEV, replace(EDIT, approximations=("ref_kv",)))
+    tokens, reads = 512 + 64 * 48 + 74 * 55, 74 * 55
+    full, reused = Shape(tokens, tokens), Shape(tokens - reads, tokens)
+    assert found.steps == (full, reused) * 14
+    assert (found.approximations, found.calls_reusing) == (("ref_kv",), 14)
+
+
+def test_skipping_and_reusing_share_the_computed_steps() -> None:
+    found = plan(FLUX_KONTEXT_DEV, replace(EDIT, approximations=("skip", "ref_kv")))
+    calls = [shape for shape in found.steps if shape.rows]
+    assert [shape == found.shape for shape in calls] == [True, False] * 6 + [True]
+    assert (found.calls_reusing, len(found.steps)) == (6, 28)
+
+
+@pytest.mark.parametrize(
+    ("order", "used"),
+    [
+        (replace(TEXT, num_steps=28), ("skip",)),
+        (replace(EDIT, num_steps=7), ("ref_kv",)),
+        (replace(EDIT, num_steps=1), ()),
+        (replace(EDIT, task="image_to_image", num_steps=28, strength=0.2), ()),
+    ],
+)
+def test_an_approximation_is_named_only_where_it_does_something(
+    order: Order, used: tuple[str, ...]
+) -> None:
+    found = plan(FLUX_KONTEXT_DEV, replace(order, approximations=("skip", "ref_kv")))
+    assert found.approximations == used

@@ -1,0 +1,60 @@
+"""What the runner sets aside for references that are remembered, and what it does without room."""
+
+from dataclasses import replace
+
+import pytest
+
+from fluxserve.engines.local.pipelines import Pipeline
+from fluxserve.engines.local.runner import Runner
+from fluxserve.engines.local.turns import Turns
+from fluxserve.flux import weights
+from fluxserve.flux.folder import embedded_folder
+from fluxserve.flux.memory import memory_bytes
+from fluxserve.flux.spec import FLUX_KONTEXT_DEV
+from fluxserve.flux.weights import Model
+from tests.engines.local.test_plan import EDIT
+
+WANTED = replace(EDIT, approximations=("skip", "ref_kv"), indexes=(0,), guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return weights.load(embedded_folder(), device="cpu", dtype="float32")
+
+
+def runner(model: Model, orders: int) -> Runner:
+    """With room for the references of so many orders."""
+    turns = Turns(shared=False)
+    found = Runner(Pipeline(model, turns), turns, memory_max_bytes=0).plan(
+        replace(WANTED, approximations=())
+    )
+    rows = found.shape.rows // found.shape.keys
+    side = model.spec.native_size or 0
+    tokens = rows * model.spec.tokens(side, side)
+    each = memory_bytes(model.spec.transformer, tokens, 4)
+    return Runner(Pipeline(model, turns), turns, memory_max_bytes=orders * each)
+
+
+def test_without_room_an_order_is_computed_exactly_and_told_so(model: Model) -> None:
+    two = runner(model, 2)
+    plans = [two.plan(replace(WANTED, id=str(at))) for at in range(3)]
+    assert [found.approximations for found in plans] == [("skip", "ref_kv")] * 2 + [("skip",)]
+    assert "no room to remember" in plans[2].notes[-1]
+    assert plans[2].calls_reusing == 0
+
+
+def test_room_comes_back_when_an_order_ends(model: Model) -> None:
+    one = runner(model, 1)
+    one.plan(replace(WANTED, id="first"))
+    one.release("first")
+    one.release("never there")
+    assert "ref_kv" in one.plan(replace(WANTED, id="second")).approximations
+
+
+def test_every_output_needs_room_of_its_own(model: Model) -> None:
+    found = runner(model, 2).plan(replace(WANTED, indexes=(0, 1, 2)))
+    assert "ref_kv" not in found.approximations
+
+
+def test_a_token_of_flux_takes_700_kilobytes() -> None:
+    assert memory_bytes(FLUX_KONTEXT_DEV.transformer, 1, 2) == 700_416
