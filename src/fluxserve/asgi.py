@@ -1,6 +1,6 @@
 """The ASGI application: every route of every dialect, and answers for paths that nobody has."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -10,18 +10,20 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fluxserve.app import CALLBACKS, House, is_loopback
+from fluxserve.app import CALLBACKS, House
 from fluxserve.core.errors import ErrorCode, Failure, FluxserveError
 from fluxserve.dialects import DIALECTS, native
 from fluxserve.dialects.base import Dialect, Handler, answering, base_url, failed, read_object
 from fluxserve.dialects.delivery import delivery_routes
 from fluxserve.dialects.strangers import strange_host, strange_page
+from fluxserve.front import is_loopback
 from fluxserve.ops import health
 from fluxserve.playground import landing
 from fluxserve.settings import Settings
+from fluxserve.signpost import Signpost
 
 
 def create_app(house: House) -> Starlette:
@@ -36,18 +38,31 @@ def create_app(house: House) -> Starlette:
     async def unanswered(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         dialect = _owner(request.url.path)
-        failure = Failure(code=ErrorCode.NOT_FOUND, message="there is nothing at this path")
+        is_there = error.status_code == 405
+        words = f"{request.method} is not for this path" if is_there else "nothing is at this path"
+        failure = Failure(code=ErrorCode.NOT_FOUND, message=words)
         response = failed(failure, dialect.error, dialect.error_headers)
         response.status_code = error.status_code
-        response.headers.update(error.headers or {})
+        if is_there:
+            response.headers["Allow"] = ", ".join(_methods(routes, request))
         return response
 
+    routes = all_routes(house)
     return Starlette(
-        routes=all_routes(house),
+        routes=[Signpost(routes)],
         lifespan=lifespan,
         middleware=[*_cors(house.settings), Middleware(Doorkeeper, house=house)],
         exception_handlers={404: unanswered, 405: unanswered},
     )
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """Every method that some route has for this path."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 class Doorkeeper:

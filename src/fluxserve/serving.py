@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
-        self._house.bus.close()
+        self._house.close()
 
 
 def serve(settings: Settings) -> int:
@@ -107,7 +107,7 @@ class Background:
         return self._url
 
     def stop(self) -> None:
-        self._house.bus.close()
+        self._house.close()
         self._server.should_exit = True
 
 

@@ -109,10 +109,14 @@ class Dispatcher:
         self._bus.hook(self._hear)
         self._loop = asyncio.create_task(self._claim_forever(), name=f"claim {self.engine.name}")
 
-    async def stop(self) -> None:
-        """Claim no more, let running jobs end for a while, put the rest back in the queue."""
+    def close(self) -> None:
+        """Claim no more; what runs goes on."""
         self._is_stopping = True
         self._wake.set()
+
+    async def stop(self) -> None:
+        """Claim no more, let running jobs end for a while, put the rest back in the queue."""
+        self.close()
         if self._loop:
             # A claim under way may already be written: cut off, it would have no worker.
             await asyncio.wait([self._loop], timeout=self._patience.drain_s)

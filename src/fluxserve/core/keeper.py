@@ -1,6 +1,7 @@
 """What must happen by itself: lost work runs again, deadlines end, old data goes."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from datetime import datetime, timedelta
 
 from fluxserve.core.errors import Conflict, ErrorCode, Failure
 from fluxserve.core.outcomes import Outcomes
-from fluxserve.core.ports import BlobStore, FileStore, PredictionStore
-from fluxserve.core.prediction import Prediction
+from fluxserve.core.ports import BlobStore, FileStore, PredictionStore, Query
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.service import PredictionService
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Keeper:
         attempts_max: int,
         is_running: Callable[[Prediction], bool] = lambda lost: False,
         counts_starts: Callable[[Prediction], bool] = lambda lost: True,
+        home: Callable[[Prediction], str | None] = lambda row: row.engine,
         daily: Sequence[Callable[[], Awaitable[object]]] = (),
         recover_s: float = 3.0,
         sweep_s: float = 60.0,
@@ -47,6 +49,9 @@ class Keeper:
 
         `counts_starts`: too many lost runs end the prediction. Not where a run is a submission
         that somebody is paid for: it has limits of its own, and its result can still be had.
+
+        `home`: the engine that serves a prediction: its own, another one when that is no longer
+        configured, or None when nobody does.
         """
         self._store = store
         self._files = files
@@ -58,6 +63,7 @@ class Keeper:
         self._attempts_max = attempts_max
         self._is_running = is_running
         self._counts_starts = counts_starts
+        self._home = home
         self._daily = tuple(daily)
         self._tidied_at = clock()
         self._recover_s = recover_s
@@ -65,6 +71,7 @@ class Keeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        await self.rehome()
         rounds = ((self.recover, self._recover_s), (self.sweep, self._sweep_s))
         self._tasks = [asyncio.create_task(self._every(work, pause)) for work, pause in rounds]
 
@@ -86,7 +93,7 @@ class Keeper:
                     await self._outcomes.fail(lost, failure)
                 else:
                     log.warning("%s lost its worker and is queued again", lost.id)
-                    await self._outcomes.requeue(lost)
+                    await self._outcomes.requeue(lost, self._home(lost))
             except Conflict:
                 continue
         for late in await self._store.overdue(at):
@@ -94,6 +101,25 @@ class Keeper:
                 await self._service.expire(late)
             except Conflict:
                 continue
+
+    async def rehome(self) -> None:
+        """What waits for an engine that is no longer configured goes to another one, or ends."""
+        cursor: tuple[datetime, str] | None = None
+        queued = (PredictionStatus.QUEUED,)
+        while rows := await self._store.page(Query(statuses=queued, cursor=cursor)):
+            cursor = (rows[-1].created_at, rows[-1].id)
+            for row in rows:
+                home = self._home(row)
+                if home == row.engine:
+                    continue
+                with contextlib.suppress(Conflict):
+                    if home is None:
+                        text = f"{row.engine}, which was to serve it, is no longer configured"
+                        failure = Failure(code=ErrorCode.UNAVAILABLE, message=text)
+                        await self._outcomes.fail(row, failure)
+                    else:
+                        log.warning("%s goes from %s to %s", row.id, row.engine, home)
+                        await self._outcomes.requeue(row, home)
 
     async def sweep(self) -> None:
         """Remove what is older than its retention."""

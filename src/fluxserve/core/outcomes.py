@@ -8,7 +8,7 @@ from fluxserve.core.deliveries import plan
 from fluxserve.core.errors import Failure
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.ports import BlobStore, EncodedImage, Output, PredictionStore
-from fluxserve.core.prediction import OutputImage, Prediction
+from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef
 
 _SUFFIX = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -72,7 +72,8 @@ class Outcomes:
 
     async def requeue(self, before: Prediction, engine: str | None = None) -> Prediction:
         """Back to the queue with the same seed; `engine`: to be served by another one."""
-        after = before.requeue(engine)
+        is_queued = before.status is PredictionStatus.QUEUED
+        after = before.move_to(engine) if is_queued and engine else before.requeue(engine)
         event = Event(
             prediction_id=before.id,
             kind=EventKind.REQUEUED,

@@ -83,6 +83,12 @@ class Prediction:
             engine=engine or self.engine,
         )
 
+    def move_to(self, engine: str) -> "Prediction":
+        """Still in the queue, but another engine's."""
+        if self.status is not S.QUEUED:
+            raise Conflict(f"a prediction that is {self.status} cannot change its engine")
+        return replace(self, engine=engine)
+
     def succeed(
         self, outputs: tuple[OutputImage, ...], at: datetime, metrics: Mapping[str, JSON]
     ) -> "Prediction":

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 SAFE = ("GET", "HEAD", "OPTIONS")
 # Names that nobody can register, so no stranger can point them at us (RFC 2606, 6761, 6762, 8375).
 PRIVATE_ENDS = (".localhost", ".local", ".test", ".example", ".invalid", ".internal", ".home.arpa")
+RESERVED = ("example.com", "example.net", "example.org")
 
 
 @lru_cache(maxsize=256)  # asked on every request, of few names
@@ -24,6 +25,8 @@ def strange_host(host: str, public_url: str) -> bool:
     """
     name = (urlsplit(f"//{host}").hostname or "") if _is_plain(host) else "?."
     if not name or "." not in name or name.endswith(PRIVATE_ENDS):
+        return False
+    if name.endswith(tuple(f".{known}" for known in RESERVED)) or name in RESERVED:
         return False
     if name == (urlsplit(public_url).hostname or ""):
         return False
