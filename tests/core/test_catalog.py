@@ -174,3 +174,41 @@ def test_weights_share_a_priority() -> None:
 def test_a_card_that_nobody_serves_says_what_to_do() -> None:
     with pytest.raises(Unavailable, match=r"\[\[route\]\]"):
         router(Route(model="other", engine="a")).choose(CATALOG.card(KONTEXT))
+
+
+def test_among_equal_priorities_the_cheaper_goes_first_and_weights_share_equal_prices() -> None:
+    routes = [
+        Route(model="*", engine="a", weight=9),
+        Route(model="*", engine="b"),
+        Route(model="*", engine="c"),
+    ]
+    card, request = CATALOG.card(KONTEXT), CATALOG.complete(params())
+
+    def chosen(prices: dict[str, int], able: str = "abc") -> set[str]:
+        def one(mark: float) -> str:
+            found = Router(
+                routes,
+                is_able=lambda name: name in able,
+                draw=lambda: mark,
+                price=lambda engine, asked: prices.get(engine),
+            )
+            return found.choose(card, request)
+
+        return {one(mark / 20) for mark in range(20)}
+
+    assert chosen({"a": 40, "b": 25, "c": 50}) == {"b"}
+    assert chosen({"a": 40, "b": 25, "c": 25}) == {"b", "c"}
+    assert chosen({"a": 40, "b": 25, "c": 50}, able="ac") == {"a"}
+    assert chosen({"a": 40, "b": 25}) == {"a", "b", "c"}  # one price is not known
+
+
+def test_a_low_price_does_not_outdo_a_priority() -> None:
+    routes = [Route(model="*", engine="a", priority=1), Route(model="*", engine="b")]
+    prices = {"a": 100, "b": 1}
+    found = Router(
+        routes,
+        is_able=lambda name: True,
+        draw=lambda: 0.0,
+        price=lambda engine, asked: prices[engine],
+    )
+    assert found.choose(CATALOG.card(KONTEXT), CATALOG.complete(params())) == "a"

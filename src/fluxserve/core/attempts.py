@@ -109,6 +109,10 @@ class AttemptStore(Protocol):
         """By channel: attempts that the provider may be working on and that are still followed."""
         ...
 
+    async def unknown_counts(self) -> Mapping[str, int]:
+        """By channel: attempts of which nobody can tell, given up or not."""
+        ...
+
     async def bound_ids(self, channel: str, upstream_ids: Sequence[str]) -> frozenset[str]:
         """Those of `upstream_ids` that some attempt of the channel already has."""
         ...

@@ -3,6 +3,8 @@
 accepted: hold ─> ended well: settle · ended otherwise: release, or settle what was charged
 """
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +16,9 @@ from fluxserve.core.access import Caller
 from fluxserve.core.errors import InvalidRequest
 from fluxserve.core.request import ImageRequest
 
+log = logging.getLogger(__name__)
+
+REFRESH_S = 5.0  # prices set by another process are seen this late
 PIXELS_UNKNOWN = 1024 * 1024  # held for a picture whose size follows from an input yet to come
 
 
@@ -120,6 +125,47 @@ class MoneyStore(Protocol):
     async def usage(self, *, key_id: str | None, start: datetime, end: datetime) -> Sequence[Usage]:
         """Spending from `start` to `end` (exclusive), of one key or of all."""
         ...
+
+
+class PriceBook:
+    """The price table in memory, for questions that cannot wait, such as which route is cheaper."""
+
+    def __init__(self, store: MoneyStore, clock: "Clock") -> None:
+        self._store = store
+        self._clock = clock
+        self._prices: Sequence[Price] = ()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.refresh()
+        self._task = asyncio.create_task(self._refresh_forever(), name="read prices")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Read the table again."""
+        self._prices = await self._store.prices()
+
+    def cost(self, channel: str, request: ImageRequest) -> int | None:
+        """What acceptance would hold for `request` at `channel`; None where there is no price."""
+        fitting = [
+            price
+            for price in self._prices
+            if price.model in (request.model, "*") and price.channel in (channel, "*")
+        ]
+        price = best_price(fitting, self._clock())
+        return None if price is None else price.rule.cost(request, request.num_outputs)
+
+    async def _refresh_forever(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self.refresh()
+            except Exception:
+                log.exception("the prices could not be read; trying again")
 
 
 class Accounts:

@@ -84,7 +84,7 @@ class PredictionService:
             id=new_id(),
             request=request,
             origin=origin,
-            engine=self._place(self._router.choose(card), request),
+            engine=self._place(self._router.choose(card, request), request),
             created_at=at,
             priority=priority,
             deadline_at=at + timedelta(seconds=deadline_s) if deadline_s else None,

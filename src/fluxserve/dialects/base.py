@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller, Limiter
-from fluxserve.core.attempts import AttemptStore
+from fluxserve.core.attempts import Attempt, AttemptStore
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import (
     ErrorCode,
@@ -33,7 +33,7 @@ from fluxserve.core.errors import (
 from fluxserve.core.events import EventBus
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
-from fluxserve.core.money import MoneyStore
+from fluxserve.core.money import MoneyStore, PriceBook
 from fluxserve.core.ports import BlobStore, DeliveryStore, FileStore, Intake
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, ImageInput
@@ -59,6 +59,14 @@ class Accounts(Protocol):
 
     async def balance_micro(self, caller: Caller) -> int | None:
         """Millionths of a USD; None where no budget is set."""
+        ...
+
+
+class Reviews(Protocol):
+    """Takes what an operator found out about a submission that nobody could tell of."""
+
+    async def decide(self, attempt_id: str, upstream_id: str | None) -> Attempt:
+        """None: it never happened. NotFound, Conflict."""
         ...
 
 
@@ -104,8 +112,10 @@ class Services:
     secrets: Secrets
     accounts: Accounts
     money: MoneyStore
+    price_book: PriceBook
     attempts: AttemptStore
     redelivery: Redelivery
+    reviews: Reviews
     bus: EventBus
     live: LiveBoard
     signer: Signer

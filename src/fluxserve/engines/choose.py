@@ -1,7 +1,8 @@
 """Which engines run and what they serve, from the settings.
 
-With nothing configured every public name is served by the embedded model. With real weights or an
-upstream, a stand-in needs an explicit route. Heavy engines are imported only when they are named.
+With nothing configured every public name is served by the embedded model. With real weights, an
+upstream or a route it runs only where a route names it, and a stand-in needs an explicit route.
+Heavy engines are imported only when they are named.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from fluxserve.core.cards import EMBEDDED_ID, SIMULATOR_ID
+from fluxserve.core.cards import SIMULATOR_ID
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import StartupError
 from fluxserve.core.ports import Engine
@@ -114,9 +115,9 @@ def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec
     if settings.engine.model_dir:
         routes.append(Route(model=_local_model(settings, catalog), engine=LOCAL))
     routes.append(Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST))
-    if can_compute():
-        is_bare = not settings.route and not settings.engine.model_dir and not settings.upstream
-        routes.append(Route(model="*" if is_bare else EMBEDDED_ID, engine=EMBEDDED, priority=LAST))
+    is_bare = not settings.route and not settings.engine.model_dir and not settings.upstream
+    if is_bare and can_compute():
+        routes.append(Route(model="*", engine=EMBEDDED, priority=LAST))
     return routes
 
 

@@ -1,23 +1,75 @@
 """Prometheus metrics, fed by the event bus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.request import JSON
 
 BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+
+
+CHANNEL_STATES = ("ready", "resting", "probing")
+CHANNEL_COUNTS = {
+    "submitted": "Submissions that a provider accepted, since the start",
+    "refused": "Submissions that a provider refused, since the start",
+    "unknown": "Submissions whose answer was lost, since the start",
+    "resubmitted": "Submissions sent again because on_unknown says so, since the start",
+}
+CHANNEL_GAUGES = {
+    "open": "Submissions that the provider may be working on",
+    "unresolved": "Submissions of which nobody can tell whether they happened",
+}
+
+
+class Channels(Collector):
+    """Upstream channels as they are when somebody looks."""
+
+    def __init__(self, reports: Callable[[], Sequence[Mapping[str, JSON]]]) -> None:
+        self._reports = reports
+
+    def collect(self) -> Iterable[Metric]:
+        reports = [(str(report["name"]), report) for report in self._reports()]
+        for field, words in CHANNEL_COUNTS.items():
+            counter = CounterMetricFamily(f"fluxserve_upstream_{field}", words, labels=["channel"])
+            for name, report in reports:
+                counter.add_metric([name], _number(report[field]))
+            yield counter
+        for field, words in CHANNEL_GAUGES.items():
+            gauge = GaugeMetricFamily(f"fluxserve_upstream_{field}", words, labels=["channel"])
+            for name, report in reports:
+                gauge.add_metric([name], _number(report[field]))
+            yield gauge
+        words = "1 for the state that the channel is in"
+        gauge = GaugeMetricFamily("fluxserve_upstream_state", words, labels=["channel", "state"])
+        for name, report in reports:
+            for state in CHANNEL_STATES:
+                gauge.add_metric([name, state], float(report["state"] == state))
+        yield gauge
+
+
+def _number(value: JSON) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 class Metrics:
     """Counts what passes over the bus."""
 
-    def __init__(self, bus: EventBus, running: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self,
+        bus: EventBus,
+        running: Callable[[], Mapping[str, int]],
+        channels: Callable[[], Sequence[Mapping[str, JSON]]] = tuple,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._accepted = Counter(
             "fluxserve_predictions_accepted", "Predictions accepted", registry=self.registry
@@ -43,6 +95,7 @@ class Metrics:
         self._running = Gauge(
             "fluxserve_running", "Predictions running", ["engine"], registry=self.registry
         )
+        self.registry.register(Channels(channels))
         self._count_running = running
         self._started_at: dict[str, datetime] = {}
         bus.hook(self.hear)

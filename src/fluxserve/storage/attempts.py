@@ -104,6 +104,11 @@ OPEN_COUNTS = Statement(
     .where(UNFINISHED, IS_DUE, A.state != bindparam("ours"))
     .group_by(A.channel)
 )
+UNKNOWN_COUNTS = Statement(
+    select(A.channel, func.count(literal_column("1")))
+    .where(UNFINISHED, A.state == bindparam("of_state"))
+    .group_by(A.channel)
+)
 BOUND = Statement(
     select(A.upstream_id).where(
         A.channel == bindparam("on_channel"), A.upstream_id == bindparam("their_id")
@@ -147,6 +152,9 @@ class AttemptRows:
 
     async def open_counts(self) -> Mapping[str, int]:
         return await self._database.read(open_counts())
+
+    async def unknown_counts(self) -> Mapping[str, int]:
+        return await self._database.read(unknown_counts())
 
     async def bound_ids(self, channel: str, upstream_ids: Sequence[str]) -> frozenset[str]:
         return await self._database.read(bound_ids(channel, upstream_ids))
@@ -260,6 +268,11 @@ def hurry(at: datetime) -> Transition[int]:
 
 def open_counts() -> Transition[Mapping[str, int]]:
     rows = yield OPEN_COUNTS({"ours": AttemptState.FETCHED.value})
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def unknown_counts() -> Transition[Mapping[str, int]]:
+    rows = yield UNKNOWN_COUNTS({"of_state": AttemptState.UNKNOWN.value})
     return {row[0]: int(row[1]) for row in rows}
 
 

@@ -13,6 +13,7 @@ GET    /deliveries, POST .../{id}/redeliver   webhook messages
 GET    /devices, /channels        engines and upstream channels, and what they are doing
 GET    /usage, /prices, POST      spending, as JSON or CSV; what things cost
 GET    /attempts                  submissions at providers (admin)
+POST   /attempts/{id}/resolve     what became of one that nobody could tell of (admin)
 GET    /openapi.json, /docs       this API, described
 """
 

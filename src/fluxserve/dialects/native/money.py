@@ -4,6 +4,7 @@ GET  /usage      spending by key, model, channel and day; ?start= ?end= ?format=
 GET  /prices     every version, newest first (admin)
 POST /prices     a price from now on, or from `valid_from` (admin)
 GET  /attempts   submissions at providers, the unknown ones too; ?state= ?channel= (admin)
+POST /attempts/{id}/resolve   what became of an unknown one (admin)
 """
 
 import csv
@@ -42,6 +43,16 @@ PRICE_FIELDS = (
     Field(name="options", kind=Kind.OBJECT, description="field of a request: USD when it is set"),
     Field(name="valid_from", kind=Kind.STRING, description="ISO 8601; now where not given"),
 )
+DECISION_FIELDS = (
+    Field(
+        name="outcome",
+        kind=Kind.STRING,
+        required=True,
+        choices=("void", "accepted"),
+        description="void: it never happened; accepted: the provider has it as upstream_id",
+    ),
+    Field(name="upstream_id", kind=Kind.STRING, max_length=200, description="the provider's id"),
+)
 COLUMNS = ("day", "key_id", "model", "channel", "predictions", "usd")
 
 
@@ -67,6 +78,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         body = await read_object(request, services.http.body_max_bytes)
         price = _read_price(services, body)
         await services.money.add_price(price)
+        await services.price_book.refresh()
         return JSONResponse(_price(price), 201)
 
     async def attempts(request: Request) -> Response:
@@ -80,12 +92,20 @@ def routes(services: Services, mount: str) -> list[Route]:
         )
         return JSONResponse({"results": [_attempt(attempt) for attempt in found]})
 
+    async def resolve(request: Request) -> Response:
+        await admin_of(services, request)
+        body = await read_object(request, services.http.body_max_bytes)
+        upstream_id = _read_decision(body)
+        decided = await services.reviews.decide(request.path_params["id"], upstream_id)
+        return JSONResponse(_attempt(decided))
+
     answer = answering(error)
     return [
         Route(f"{mount}/usage", answer(usage), methods=["GET"]),
         Route(f"{mount}/prices", answer(prices), methods=["GET"]),
         Route(f"{mount}/prices", answer(add_price), methods=["POST"]),
         Route(f"{mount}/attempts", answer(attempts), methods=["GET"]),
+        Route(f"{mount}/attempts/{{id}}/resolve", answer(resolve), methods=["POST"]),
     ]
 
 
@@ -112,6 +132,19 @@ def _read_price(services: Services, body: dict[str, JSON]) -> Price:
         ),
         valid_from=_moment(values["valid_from"], "valid_from") or services.clock(),
     )
+
+
+def _read_decision(body: dict[str, JSON]) -> str | None:
+    """The provider's id of a submission that happened; None for one that did not."""
+    checked = check(DECISION_FIELDS, body, unknown=False)
+    if checked.problems:
+        raise InvalidRequest.of(checked.problems)
+    outcome, upstream_id = checked.values["outcome"], checked.values["upstream_id"]
+    if outcome == "accepted" and not upstream_id:
+        raise InvalidRequest("the provider's id of the job", field="upstream_id")
+    if outcome == "void" and upstream_id:
+        raise InvalidRequest("only for a job that was accepted", field="upstream_id")
+    return str(upstream_id) if upstream_id else None
 
 
 def _micro(value: JSON) -> int:

@@ -34,6 +34,7 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, int], ...] = (
     ("get", "/devices", "Engines and what they are doing", None, 200),
     ("get", "/channels", "Upstream channels and how they are doing (admin)", None, 200),
     ("get", "/attempts", "Submissions at providers (admin)", None, 200),
+    ("post", "/attempts/{id}/resolve", "Tell of an unknown submission (admin)", None, 200),
     ("get", "/usage", "Spending by key, model, channel and day; format=csv", None, 200),
     ("get", "/prices", "Prices, every version (admin)", None, 200),
     ("post", "/prices", "Set a price (admin)", None, 201),

@@ -121,6 +121,7 @@ class ChannelHealth:
     refused: int = 0
     unknown: int = 0
     resubmitted: int = 0
+    unresolved: int = 0  # rows in state unknown, of all processes, when last counted
 
     @property
     def state(self) -> ChannelState:

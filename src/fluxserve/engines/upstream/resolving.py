@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 from fluxserve.core.attempts import Attempt, AttemptState
-from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.prediction import Prediction
 from fluxserve.engines.upstream.answers import Accepted, Lookup, Lost, Order, PollTrouble
-from fluxserve.engines.upstream.base import Channel, Desk, is_ours
+from fluxserve.engines.upstream.base import Channel, Desk, gone, is_ours
 from fluxserve.engines.upstream.channel import OnUnknown
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,36 @@ async def look_up(
             await _absent(desk, attempt, prediction, channel)
         case Lookup.IMPOSSIBLE:
             await _impossible(desk, attempt, prediction, channel)
+
+
+async def decide(desk: Desk, attempt: Attempt, upstream_id: str | None) -> Attempt:
+    """What an operator found out about an unknown attempt. Conflict, NotFound."""
+    if upstream_id is None:
+        if await _void(desk, attempt, await _prediction(desk, attempt)) is None:
+            raise Conflict("the submission moved at this very moment: look again")
+        log.info("%s: an operator says that it never happened", attempt.prediction_id)
+        return await desk.attempts.get(attempt.id)
+    if attempt.channel not in desk.channels:
+        raise Conflict(gone(attempt.channel).message)
+    after = replace(
+        attempt,
+        state=AttemptState.ACCEPTED,
+        upstream_id=upstream_id,
+        failure=None,
+        next_at=desk.clock(),
+        trouble=0,
+    )
+    saved = await desk.attempts.move(attempt, after)
+    log.info("%s: an operator says that it is %s", attempt.prediction_id, upstream_id)
+    desk.due.set()
+    return saved
+
+
+async def _prediction(desk: Desk, attempt: Attempt) -> Prediction | None:
+    try:
+        return await desk.store.get(attempt.prediction_id)
+    except NotFound:
+        return None
 
 
 async def _bind(desk: Desk, attempt: Attempt, found: Accepted, channel: Channel) -> None:
@@ -132,12 +162,13 @@ async def _give_up(
     await desk.close(attempt, replace(attempt, failure=failure, next_at=None))
 
 
-async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> None:
+async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> Attempt | None:
+    """It never happened; None when somebody else moved the attempt first."""
     void = replace(attempt, state=AttemptState.VOID, next_at=None)
-    if await desk.close(attempt, void) is None:
-        return
-    if prediction is not None and is_ours(prediction, attempt):
+    saved = await desk.close(attempt, void)
+    if saved is not None and prediction is not None and is_ours(prediction, attempt):
         await desk.put_back(prediction)
+    return saved
 
 
 async def _later(

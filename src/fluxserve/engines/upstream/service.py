@@ -24,6 +24,7 @@ from fluxserve.engines.upstream.fluxserve import Fluxserve
 from fluxserve.engines.upstream.following import Follower
 from fluxserve.engines.upstream.openai import Openai
 from fluxserve.engines.upstream.replicate import Replicate
+from fluxserve.engines.upstream.resolving import decide
 from fluxserve.engines.upstream.submitting import Submitter
 from fluxserve.engines.upstream.wavespeed import Wavespeed
 from fluxserve.engines.upstream.wire import Guard
@@ -70,6 +71,7 @@ class ChannelReport:
     refused: int
     unknown: int
     resubmitted: int
+    unresolved: int
     concurrency: int
     priority: int
     weight: float
@@ -113,6 +115,10 @@ class Upstreams:
         for channel in self._desk.channels.values():
             await channel.provider.close()
 
+    def has(self, name: str) -> bool:
+        """Whether there is a channel of this name."""
+        return name in self._desk.channels
+
     def is_able(self, name: str) -> bool:
         """Whether a channel can take a submission now."""
         channel = self._desk.channels.get(name)
@@ -148,6 +154,19 @@ class Upstreams:
             self._desk.due.set()
             return
         log.error("%s: a callback names a job that is not its own", attempt.prediction_id)
+
+    async def decide(self, attempt_id: str, upstream_id: str | None) -> Attempt:
+        """An operator says what became of an unknown submission, and it goes on from there.
+
+        `upstream_id`: under which the provider has it; None: it never happened. NotFound;
+        Conflict when it is not unknown, or when another submission has that id.
+        """
+        attempt = await self._desk.attempts.get(attempt_id)
+        if attempt.state is not AttemptState.UNKNOWN:
+            raise Conflict(f"the submission is not unknown but {attempt.state}")
+        decided = await decide(self._desk, attempt, upstream_id)
+        await self._recount()
+        return decided
 
     def _hear(self, event: Event) -> None:
         match event.kind:
@@ -188,8 +207,10 @@ class Upstreams:
 
     async def _recount(self) -> None:
         counts = await self._desk.attempts.open_counts()
+        unknown = await self._desk.attempts.unknown_counts()
         for name, channel in self._desk.channels.items():
             channel.health.open = counts.get(name, 0)
+            channel.health.unresolved = unknown.get(name, 0)
 
     async def _recount_forever(self) -> None:
         while True:
@@ -223,6 +244,7 @@ def _report(channel: Channel) -> ChannelReport:
         refused=health.refused,
         unknown=health.unknown,
         resubmitted=health.resubmitted,
+        unresolved=health.unresolved,
         concurrency=spec.concurrency,
         priority=spec.priority,
         weight=spec.weight,

@@ -336,7 +336,7 @@ class Submitter:
     def _other_route(self, prediction: Prediction, tried: set[str]) -> str | None:
         card = self._desk.catalog.card(prediction.request.model)
         try:
-            return self._desk.router.choose(card, but=sorted(tried))
+            return self._desk.router.choose(card, prediction.request, but=sorted(tried))
         except Unavailable:
             return None
 
