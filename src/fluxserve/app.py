@@ -3,6 +3,7 @@
 settings -> stores, blobs -> engines -> service, dispatchers, keeper, webhooks -> dialects -> routes
 """
 
+import asyncio
 import logging
 import os
 import random
@@ -18,7 +19,7 @@ from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.dispatcher import Dispatcher, Patience
-from fluxserve.core.errors import StartupError
+from fluxserve.core.errors import FluxserveError, StartupError
 from fluxserve.core.events import EventBus
 from fluxserve.core.keeper import Keeper, Retention
 from fluxserve.core.keyring import KeyRing
@@ -31,12 +32,14 @@ from fluxserve.core.request import JSON, BlobRef, ImageRequest
 from fluxserve.core.routing import Router
 from fluxserve.core.service import Admission, PredictionService
 from fluxserve.dialects import DIALECTS
-from fluxserve.dialects.base import HttpSettings, Services
+from fluxserve.dialects.base import Services
 from fluxserve.dialects.delivery import own_blob
 from fluxserve.dialects.links import Signer
-from fluxserve.engines.choose import Choice, choose_engines, devices_of
+from fluxserve.engines.choose import SIMULATOR, Choice, choose_engines, devices_of
+from fluxserve.engines.simulator import HOLD
 from fluxserve.engines.upstream.base import Desk
 from fluxserve.engines.upstream.service import Upstreams, channels_of
+from fluxserve.front import http_settings, is_loopback
 from fluxserve.images.guard import GuardedClient
 from fluxserve.images.guard import Limits as FetchLimits
 from fluxserve.images.intake import ImageIntake
@@ -162,14 +165,19 @@ class House:
             await self.deliverer.start()
             await self.updates.start()
         except BaseException:
-            await self.database.stop()
+            await self.stop()
             raise
+
+    def close(self) -> None:
+        """Take up no more work and send waiting callers home; `stop` comes next."""
+        self.bus.close()
+        for dispatcher in self.dispatchers:
+            dispatcher.close()
 
     async def stop(self) -> None:
         """Finish or put back what runs, then close the store."""
-        self.bus.close()
-        for dispatcher in self.dispatchers:
-            await dispatcher.stop()
+        self.close()
+        await asyncio.gather(*(dispatcher.stop() for dispatcher in self.dispatchers))
         await self.upstreams.stop()
         await self.keeper.stop()
         await self.updates.stop()
@@ -245,6 +253,7 @@ class House:
             attempts_max=self.settings.dispatch.attempts_max,
             is_running=lambda lost: any(item.is_running(lost) for item in self.dispatchers),
             counts_starts=lambda lost: lost.engine in self.engines,
+            home=self._home,
             daily=[Orphans(self.database, self.blobs, clock=now).sweep],
         )
 
@@ -331,6 +340,20 @@ class House:
         engine = self.engines.get(name)
         return self.upstreams.is_able(name) if engine is None else engine.trouble is None
 
+    def _home(self, prediction: Prediction) -> str | None:
+        """The engine of a prediction, another when it is gone from the settings, or None."""
+        name = prediction.engine
+        if (
+            name in self.engines
+            or self.upstreams.has(name)
+            or (name == HOLD and SIMULATOR in self.engines)
+        ):
+            return name
+        try:
+            return self.router.choose(self.catalog.card(prediction.request.model))
+        except FluxserveError:
+            return None
+
     def _estimate(self, name: str, request: ImageRequest) -> float | None:
         engine = self.engines.get(name)
         return engine.estimate(request) if engine else None
@@ -365,29 +388,6 @@ class House:
                 f"refusing to listen on {settings.host} without a key: make one with "
                 "`fluxserve keys create`, or allow everybody with --insecure-open"
             )
-
-
-def http_settings(settings: Settings) -> HttpSettings:
-    """What the dialects may know of the settings."""
-    return HttpSettings(
-        public_url=settings.public_url,
-        trusted_proxies=settings.proxy.trusted,
-        body_max_bytes=settings.limits.body_max_bytes,
-        upload_max_bytes=settings.limits.upload_max_bytes,
-        delivery=settings.replicate.output,
-        literal_aborted=settings.replicate.literal_aborted,
-        sync_timeout_s=settings.wavespeed.sync_timeout_s,
-        wait_max_s=settings.openai.wait_max_s,
-        bfl_plain_secret=settings.bfl.plain_secret,
-        bfl_webhook_status=settings.bfl.webhook_status,
-        bfl_poll_hold_s=settings.bfl.poll_hold_s,
-        openai_default_model=settings.openai.default_model,
-        fetch_allow=settings.fetch.allow,
-    )
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _database_url(settings: Settings) -> str:
