@@ -211,7 +211,7 @@ class PredictionStore(Protocol):
         ...
 
     async def queue_position(self, prediction: Prediction) -> int:
-        """How many queued predictions of its engine go before it."""
+        """How many queued predictions of its engine go before it; a thousand stands for more."""
         ...
 
     async def delete(self, prediction_id: str) -> Sequence[BlobRef]:

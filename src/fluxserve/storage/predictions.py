@@ -45,22 +45,26 @@ OVERDUE = Statement(
     .order_by(P.deadline_at)
     .limit(bindparam("most"))
 )
+AHEAD_MAX = 1000  # counting further would cost every look at a waiting prediction dearly
 AHEAD = Statement(
-    select(func.count())
-    .select_from(tables.prediction)
-    .where(
-        transitions.IS_QUEUED,
-        P.engine == bindparam("of_engine"),
-        or_(
-            P.priority > bindparam("own_priority"),
-            and_(
-                P.priority == bindparam("own_priority"),
-                or_(
-                    P.created_at < bindparam("since"),
-                    and_(P.created_at == bindparam("since"), P.id < bindparam("own_id")),
+    select(func.count()).select_from(
+        select(P.id)
+        .where(
+            transitions.IS_QUEUED,
+            P.engine == bindparam("of_engine"),
+            or_(
+                P.priority > bindparam("own_priority"),
+                and_(
+                    P.priority == bindparam("own_priority"),
+                    or_(
+                        P.created_at < bindparam("since"),
+                        and_(P.created_at == bindparam("since"), P.id < bindparam("own_id")),
+                    ),
                 ),
             ),
-        ),
+        )
+        .limit(AHEAD_MAX)
+        .subquery()
     )
 )
 
