@@ -5,7 +5,7 @@ pictures from text, each exactly, with every approximation of `go_fast` alone an
 8-bit arithmetic (the exact reference of the CUDA kernels, which a CPU can compute). PSNR in dB over
 all pixels, between 8-bit pictures; beside them plain runs with as few steps as `skip` computes.
 
-    python bench/approximations.py [--steps 28] [--threads 1] [--refresh 2,4,8]
+    python -m bench.approximations [--steps 28] [--threads 1] [--refresh 2,4,8]
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A server of ours stands between clients and a provider that charges for what it 
 is killed (SIGKILL) and frozen (SIGSTOP, SIGCONT) again and again while the provider loses a share
 of its answers after accepting. Afterwards the provider's count must equal that of the predictions.
 
-    PYTHONPATH=src python bench/chaos.py                 # 300 predictions, 30 kills, a few minutes
-    PYTHONPATH=src python bench/chaos.py --short         # what the tests run
+    python -m bench.chaos                 # 300 predictions, 30 kills, a few minutes
+    python -m bench.chaos --short         # what the tests run
 """
 
 import argparse

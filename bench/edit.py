@@ -5,7 +5,7 @@ run. Alone: one edit and one text-to-image picture at a time. Together: eight mi
 arrive at once, answered by our engine together and by diffusers one after the other; their mean
 latency is compared. Ours is measured through the engine process, PNG files included.
 
-    python bench/edit.py [--rounds 7] [--steps 10] [--threads 2]
+    python -m bench.edit [--rounds 7] [--steps 10] [--threads 2]
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ edit at 1 MP every thirty seconds, a quarter of the device. Four ways to serve t
 - fair: our scheduler, told who asks
 - fair, 3 to 1: likewise, with three times the weight for `flood`
 
-    python bench/fairness.py [--minutes 60]
+    python -m bench.fairness [--minutes 60]
 
 Prints a table and one JSON line.
 """
@@ -21,8 +21,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from scheduling import H200, STEPS
-
+from bench.scheduling import H200, STEPS
 from fluxserve.engines.local.cost import CostModel, full, load_of
 from fluxserve.engines.local.policy import Sample
 from fluxserve.engines.local.scheduler import Scheduler

@@ -9,8 +9,8 @@ interleaved repeats:
 - mixed steps: what sharing a forward gains, and how far results are from those alone
 - the step-cost model fitted to our timings, and its error
 
-    python bench/gpu.py [--minutes 8.5] [--no-compile]
-    python bench/gpu.py --dry-run     # the same code, a toy model on the CPU; numbers mean nothing
+    python -m bench.gpu [--minutes 8.5] [--no-compile]
+    python -m bench.gpu --dry-run     # the same code, a toy model on the CPU; numbers mean nothing
 
 Needs a CUDA device; without one it says so and exits with 2. Prints tables and JSON lines.
 """
@@ -25,10 +25,10 @@ from dataclasses import asdict
 
 import torch
 from diffusers import FluxTransformer2DModel
-from gpu_cases import REAL, TOY, Case, Scale
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.gpu_cases import REAL, TOY, Case, Scale
 from fluxserve.engines.local.cost import CostModel, Timing, full, load_of
 from fluxserve.flux import packed, packing
 from fluxserve.flux.modules import FluxTransformer

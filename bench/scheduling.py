@@ -11,7 +11,7 @@ H200 says (`cost.of_rates`), times a little noise. Five policies see the same ar
 - pack: up to eight of any size share every forward
 - fluxserve: the very scheduler of the local engine, its cost model fitted to noisy timings
 
-    python bench/scheduling.py [--requests 3000] [--seeds 3] [--loads 0.6 0.85 0.97] [--overhead]
+    python -m bench.scheduling [--requests 3000] [--seeds 3] [--loads 0.6 0.85 0.97] [--overhead]
 
 Prints a table and one JSON line a load. `--overhead` measures what a turn of our scheduler costs.
 """

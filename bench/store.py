@@ -6,7 +6,7 @@ sqlite3, one commit each, no store around it. All with synchronous=FULL in the s
 rounds interleaved. Reads: by key on the event loop as the store does, of ever new rows and of one
 that is polled, against handing the same read to a thread.
 
-    python bench/store.py [--dir DIRECTORY] [--rounds 5] [--accepts 2000]
+    python -m bench.store [--dir DIRECTORY] [--rounds 5] [--accepts 2000]
 """
 
 import argparse

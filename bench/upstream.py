@@ -5,7 +5,7 @@ our server, which asks it: submit, poll, download. Reported is processor time pe
 direct client, of the client behind our server, and of our server. What the server adds is its own
 time plus what the client needs more (or less) than a direct one.
 
-    PYTHONPATH=src python bench/upstream.py
+    python -m bench.upstream
 """
 
 import argparse
