@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: serve test check fix lint types docs bench clients system clean help
+.PHONY: serve test test-slow check fix lint types docs bench clients system clean help
 
 help:
 	@echo "make serve | test | check (lint, types, tests) | fix | docs | bench | clean"
@@ -17,6 +17,10 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev clients system
 	$(BIN)/python -m pytest $(ARGS)
+
+# Minutes more: five thousand drawn requests a dialect, the dry run of the GPU bench.
+test-slow: $(VENV)/.dev clients system
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: lint types test
 

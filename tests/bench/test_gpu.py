@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     known = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "bench/gpu.py", *arguments],
+        [sys.executable, "-m", "bench.gpu", *arguments],
         cwd=ROOT,
         env={**known, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

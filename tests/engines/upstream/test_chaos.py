@@ -8,7 +8,6 @@ import pytest
 from bench.chaos import SHORT, run
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_whatever_is_killed_submissions_equal_predictions(tmp_path: Path) -> None:
     outcome = run(replace(SHORT, predictions=24, kills=3, patience_s=120.0), tmp_path)
