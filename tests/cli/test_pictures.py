@@ -139,12 +139,22 @@ def test_a_key_is_needed_and_taken(cli: Cli, start_server: Start, tmp_path: Path
     assert cli(*words, "--key", key).code == 0
 
 
+def hear_interrupts() -> None:
+    """A shell's background job has SIGINT ignored, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_cancels_the_prediction_and_ends_with_130(start_server: Start) -> None:
     server = start_server(FLUXSERVE_SIMULATOR__SECONDS="60", FLUXSERVE_SIMULATOR__STEPS="600")
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "fluxserve", "generate", "a fox", "--server", server.url]
     process = subprocess.Popen(
-        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     os.close(theirs)
     shown = b""
