@@ -75,12 +75,12 @@ def files(database: Database, clock: Clock) -> SqlFileStore:
 
 
 @pytest.fixture(params=["memory", "local", "s3"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Blobs:
     match request.param:
         case "memory":
-            return open_blobs("memory://")
+            return open_blobs("memory://", clock)
         case "local":
-            return open_blobs((tmp_path / "blobs").as_uri())
+            return open_blobs((tmp_path / "blobs").as_uri(), clock)
         case _:
             bucket: Callable[[], str] = request.getfixturevalue("bucket")
-            return open_blobs(f"{bucket()}/a prefix")
+            return open_blobs(f"{bucket()}/a prefix", clock)

@@ -2,9 +2,12 @@
 
 import pytest
 
+from fluxserve.core.blobkeys import input_key
 from fluxserve.core.errors import InvalidRequest, NotFound
 from fluxserve.core.ports import BlobStore
 from fluxserve.core.request import BlobRef
+from tests.contracts.conftest import Clock
+from tests.contracts.material import NOW, after
 
 KEY = "outputs/0a/1.png"
 
@@ -63,7 +66,16 @@ async def test_a_key_cannot_leave_the_store(blobs: BlobStore, key: str) -> None:
             await read(key)
 
 
-async def test_a_shared_blob_that_was_just_written_survives_a_delete(blobs: BlobStore) -> None:
-    await blobs.put("inputs/ab.png", b"hello", "image/png")
-    await blobs.delete("inputs/ab.png")
-    assert await blobs.get("inputs/ab.png") == b"hello"
+async def test_an_input_survives_a_delete_until_a_day_after_its_own(
+    blobs: BlobStore, clock: Clock
+) -> None:
+    key = input_key("ab", "image/png", NOW)
+    await blobs.put(key, b"hello", "image/png")
+    for hours in (0, 24):
+        clock.now = after(hours * 3600)
+        await blobs.delete(key)
+        assert await blobs.get(key) == b"hello"
+    clock.now = after(48 * 3600)
+    await blobs.delete(key)
+    with pytest.raises(NotFound):
+        await blobs.get(key)

@@ -190,6 +190,7 @@ async def test_a_purged_blob_can_be_let_go_by_its_last_holder(
 
 async def test_output_events_keep_their_data(store: PredictionStore) -> None:
     one = await add(store)
+    await store.claim("local", owner="w", at=NOW, lease_until=after(30))
     told = replace(event(one, EventKind.OUTPUT), data={"key": "outputs/a", "list": [1, None, "é"]})
-    await store.append(told)
+    await store.append(told, attempt=1)
     assert (await store.events(one.id))[-1].data == told.data

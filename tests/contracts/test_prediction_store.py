@@ -315,14 +315,34 @@ async def test_moving_what_is_gone_is_not_found(store: PredictionStore) -> None:
     with pytest.raises(NotFound):
         await store.move(one, one.cancel(NOW), finished(one))
     with pytest.raises(NotFound):
-        await store.append(event(one, EventKind.OUTPUT))
+        await store.append(event(one, EventKind.OUTPUT), attempt=1)
 
 
 async def test_events_are_numbered_without_gaps(store: PredictionStore) -> None:
-    one = await add(store)
-    told = await asyncio.gather(*(store.append(event(one, EventKind.OUTPUT)) for _ in range(5)))
-    assert sorted(event_.seq for event_ in told) == [2, 3, 4, 5, 6]
-    assert [event_.seq for event_ in await store.events(one.id, after=4)] == [5, 6]
+    await add(store)
+    one = await start(store)
+    told = await asyncio.gather(
+        *(store.append(event(one, EventKind.OUTPUT), attempt=1) for _ in range(5))
+    )
+    assert sorted(event_.seq for event_ in told) == [3, 4, 5, 6, 7]
+    assert [event_.seq for event_ in await store.events(one.id, after=5)] == [6, 7]
+
+
+async def test_only_the_start_that_runs_is_heard(store: PredictionStore) -> None:
+    await add(store)
+    first = await start(store)
+    await store.move(first, first.requeue(), event(first, EventKind.REQUEUED))
+    with pytest.raises(Conflict):
+        await store.append(event(first, EventKind.OUTPUT), attempt=1)
+    second = await start(store)
+    with pytest.raises(Conflict):
+        await store.append(event(first, EventKind.OUTPUT), attempt=1)
+    told = await store.append(event(second, EventKind.OUTPUT), attempt=2)
+    await store.move(second, second.cancel(NOW), finished(second))
+    with pytest.raises(Conflict):
+        await store.append(event(second, EventKind.OUTPUT), attempt=2)
+    outputs = [e for e in await store.events(first.id) if e.kind is EventKind.OUTPUT]
+    assert outputs == [told]
 
 
 async def test_deadlines_are_found_while_unfinished(store: PredictionStore) -> None:

@@ -23,12 +23,18 @@ class House:
     """An intake with its surroundings."""
 
     def __init__(self) -> None:
+        self.at = datetime(2026, 1, 2, 23, 59, tzinfo=UTC)
         self.blobs = open_blobs("memory://")
         self.links: dict[str, BlobRef] = {}
         self.guard = GuardedClient(["127.0.0.1/32"], Limits(total_s=5.0, size_max_bytes=100_000))
         store: BlobStore = self.blobs
         self.intake = ImageIntake(
-            store, self.guard, self.own, pixels_max=1_000_000, size_max_bytes=200_000
+            store,
+            self.guard,
+            self.own,
+            pixels_max=1_000_000,
+            size_max_bytes=200_000,
+            clock=lambda: self.at,
         )
         port: Intake = self.intake
         assert port is self.intake
@@ -53,17 +59,22 @@ async def house() -> AsyncIterator[House]:
     await house.guard.aclose()
 
 
-async def test_inline_bytes_are_stored_once_under_their_hash(house: House) -> None:
+async def test_inline_bytes_are_stored_once_a_day_under_their_hash(house: House) -> None:
     data = file_of(quadrants(), "PNG")
     first = await house.intake.take(data, "image")
     second = await house.intake.take_text(base64.b64encode(data).decode(), "image")
     assert first == second
     assert first.blob is not None
     sha256 = hashlib.sha256(data).hexdigest()
-    assert first.blob.key == f"inputs/{sha256}.png"
+    assert first.blob.key == f"inputs/2026-01-02/{sha256}.png"
     assert first.blob.sha256 == sha256
     assert (first.blob.mime, first.blob.size_bytes) == ("image/png", len(data))
     assert await house.keys() == [first.blob.key]
+    house.at += timedelta(minutes=1)
+    third = await house.intake.take(data, "image")
+    assert third.blob is not None
+    assert third.blob.key == f"inputs/2026-01-03/{sha256}.png"
+    assert sorted(await house.keys()) == [first.blob.key, third.blob.key]
 
 
 async def test_width_and_height_are_upright(house: House) -> None:

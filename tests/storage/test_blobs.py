@@ -1,14 +1,13 @@
 """Blobs on a local disk, and what happens when the disk does not play along."""
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import obstore
 import pytest
-from obstore.store import MemoryStore, S3Store
+from obstore.store import S3Store
 
 from fluxserve.core.errors import NotFound, StartupError, Unavailable
-from fluxserve.storage.blobs import Blobs, open_blobs
+from fluxserve.storage.blobs import open_blobs
 
 
 @pytest.fixture
@@ -21,14 +20,6 @@ async def test_a_blob_is_a_plain_file_under_the_folder(folder: Path) -> None:
     await blobs.put("outputs/a/0.png", b"hello", "image/png")
     assert (folder / "outputs" / "a" / "0.png").read_bytes() == b"hello"
     assert [path.name for path in (folder / "outputs" / "a").iterdir()] == ["0.png"]
-
-
-async def test_a_shared_blob_goes_once_it_is_old() -> None:
-    blobs = Blobs(MemoryStore(), grace=timedelta(0))
-    await blobs.put("inputs/a.png", b"a", "image/png")
-    await blobs.delete("inputs/a.png")
-    await blobs.delete("inputs/a.png")
-    assert [keys async for keys in blobs.written_before(datetime.now(UTC))] == []
 
 
 async def test_a_store_that_fails_says_so_without_paths(folder: Path) -> None:

@@ -1,23 +1,23 @@
 """How a running prediction ends or goes back: one move, its event, its webhook messages."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from fluxserve.core.blobkeys import output_key
 from fluxserve.core.deliveries import plan
-from fluxserve.core.errors import Failure
+from fluxserve.core.errors import Conflict, Failure, NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.ports import BlobStore, EncodedImage, Output, PredictionStore
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef
 
-_SUFFIX = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-
 
 class Outcomes:
     """Shared by everything that runs predictions: the dispatcher, the upstream workers.
 
-    Each method raises Conflict when the prediction has moved on without us.
+    The moves raise Conflict when the prediction has moved on without us.
     """
 
     def __init__(
@@ -34,8 +34,13 @@ class Outcomes:
         self._clock = clock
 
     async def keep(self, prediction: Prediction, output: Output) -> OutputImage:
-        """Store one picture under its own key and tell of it; a re-run overwrites it."""
-        key = output_key(prediction.id, output.index, output.image)
+        """Store one picture in the place of this start, and tell of it while the start runs.
+
+        A start that the prediction has moved on from writes over nothing and is heard by nobody:
+        the pictures it still brings are orphans, and its end is refused.
+        """
+        mime = output.image.mime
+        key = output_key(prediction.id, prediction.attempt, output.index, mime)
         blob = await self._blobs.put(key, output.image.data, output.image.mime)
         image = OutputImage(
             blob=_sized(blob, output.image), seed=output.seed, flagged=output.flagged
@@ -44,13 +49,14 @@ class Outcomes:
             "index": output.index,
             "attempt": prediction.attempt,
             "key": key,
-            "mime": output.image.mime,
+            "mime": mime,
             "seed": output.seed,
         }
         event = Event(
             prediction_id=prediction.id, kind=EventKind.OUTPUT, at=self._clock(), data=data
         )
-        self._bus.publish(await self._store.append(event))
+        with contextlib.suppress(Conflict, NotFound):
+            self._bus.publish(await self._store.append(event, attempt=prediction.attempt))
         return image
 
     async def succeed(
@@ -93,11 +99,6 @@ class Outcomes:
         deliveries = plan(after, EventKind.FINISHED, at)
         self._bus.publish(await self._store.move(before, after, event, deliveries))
         return after
-
-
-def output_key(prediction_id: str, index: int, image: EncodedImage) -> str:
-    """Where a picture is stored: the same for every attempt, so a re-run adopts the place."""
-    return f"outputs/{prediction_id}/out-{index}.{_SUFFIX.get(image.mime, 'bin')}"
 
 
 def _sized(blob: BlobRef, image: EncodedImage) -> BlobRef:

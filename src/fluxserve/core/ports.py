@@ -192,8 +192,8 @@ class PredictionStore(Protocol):
         """Save `after` and its event; Conflict if status or attempt are no longer `before`'s."""
         ...
 
-    async def append(self, event: Event) -> Event:
-        """Store a durable event; returns it numbered."""
+    async def append(self, event: Event, *, attempt: int) -> Event:
+        """Store a durable event; returns it numbered. Conflict unless this very start runs."""
         ...
 
     async def events(self, prediction_id: str, after: int = 0) -> Sequence[Event]: ...

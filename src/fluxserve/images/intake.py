@@ -1,6 +1,6 @@
 """The intake of pictures: inline bytes are checked and stored, URLs are fetched when a job runs.
 
-take(bytes)  -> prepare (in a thread) -> blob "inputs/<sha256>.<ext>" -> ImageInput(blob)
+take(bytes)  -> prepare (in a thread) -> blob "inputs/<day>/<sha256>.<ext>" -> ImageInput(blob)
 fetch(url)   -> our own link: the blob behind it;  data URI: decoded;  else: through the guard
 load(input)  -> EncodedImage, from the store or fetched
 """
@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
+from fluxserve.core.blobkeys import input_key
 from fluxserve.core.errors import InputUnreachable, InvalidRequest, NotFound, TooLarge
 from fluxserve.core.ports import BlobStore, EncodedImage
 from fluxserve.core.request import BlobRef, ImageInput
@@ -20,7 +22,11 @@ OwnLink = Callable[[str], Awaitable[BlobRef | None]]
 SIZE_MAX_BYTES = 32 * 1024 * 1024
 CHECKS_AT_ONCE = 2  # each may hold a picture of the largest size, decoded
 ACCEPT = "image/png, image/jpeg, image/webp, image/*;q=0.8, */*;q=0.5"
-_EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+CHECKED = {"image/jpeg", "image/png", "image/webp"}  # what `prepare` makes of any picture
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class ImageIntake:
@@ -34,6 +40,7 @@ class ImageIntake:
         *,
         pixels_max: int = codec.PIXELS_MAX,
         size_max_bytes: int = SIZE_MAX_BYTES,
+        clock: Callable[[], datetime] = _now,
     ) -> None:
         """`own` tells which blob a URL of this server means: None for every other URL, and
         NotFound for one of ours that no longer leads anywhere."""
@@ -42,12 +49,14 @@ class ImageIntake:
         self._own = own
         self._pixels_max = pixels_max
         self._size_max_bytes = size_max_bytes
+        self._clock = clock
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     async def take(self, data: bytes, field_name: str) -> ImageInput:
         """Sniff, check and store inline bytes; InvalidRequest or TooLarge naming the field.
 
-        The same picture is stored once, under its SHA-256; width and height are upright.
+        The same picture is stored once a day, under its SHA-256; width and height are upright.
+        Always written, never "it is there already": see `core.blobkeys`.
         """
         if len(data) > self._size_max_bytes:
             cap, size = self._size_max_bytes / 1e6, len(data) / 1e6
@@ -55,7 +64,7 @@ class ImageIntake:
             raise TooLarge(message, field=field_name)
         image = await self._prepare(data, field_name)
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.data).hexdigest())
-        key = f"inputs/{sha256}.{_EXTENSIONS[image.mime]}"
+        key = input_key(sha256, image.mime, self._clock())
         ref = await self._blobs.put(key, image.data, image.mime)
         return ImageInput(blob=replace(ref, sha256=sha256, width=image.width, height=image.height))
 
@@ -107,7 +116,7 @@ class ImageIntake:
 
     async def _stored(self, ref: BlobRef) -> EncodedImage:
         data = await self._blobs.get(ref.key)
-        if ref.width and ref.mime in _EXTENSIONS:  # went through `prepare` when it was stored
+        if ref.width and ref.mime in CHECKED:  # went through `prepare` when it was stored
             return EncodedImage(data=data, mime=ref.mime, width=ref.width, height=ref.height)
         return await self._prepare(data, "image")
 

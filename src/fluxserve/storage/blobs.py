@@ -1,23 +1,22 @@
 """Bytes under keys, on a local disk, in S3 or in memory: `BlobStore` over obstore.
 
-Keys under `inputs/` are named after their content, so one blob may serve many rows, and a delete
-may meet a new put of the same bytes whose row is not there yet. Such a blob stays when it was
-written a short while ago; the sweep of orphans takes it later if no row came.
+A delete leaves alone what somebody may be about to refer to (`core.blobkeys`): the sweep of orphans
+takes it later if no row came.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-from weakref import WeakValueDictionary
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
+from fluxserve.core.blobkeys import may_go
 from fluxserve.core.errors import InvalidRequest, NotFound, StartupError, Unavailable
 from fluxserve.core.request import BlobRef
 from fluxserve.storage.flushing import flush_down_from
@@ -25,41 +24,43 @@ from fluxserve.storage.flushing import flush_down_from
 if TYPE_CHECKING:  # obstore keeps its types there
     from obstore.store import RetryConfig
 
-SHARED = "inputs/"  # keys named after their content
-GRACE = timedelta(minutes=10)  # from a put to the row that refers to it, generously
-
 RETRIES_MAX = 5
 RETRY_TIMEOUT = timedelta(seconds=30)  # the library's own three minutes outlast every caller
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Blobs:
-    """`BlobStore` on any object store. `root` is where a local one keeps its files."""
+    """`BlobStore` on any object store; `clock` tells which input blobs are too young to go."""
 
     def __init__(
-        self, store: LocalStore | S3Store | MemoryStore, *, grace: timedelta = GRACE
+        self,
+        store: LocalStore | S3Store | MemoryStore,
+        *,
+        clock: Callable[[], datetime] = _now,
     ) -> None:
         self._store = store
         self._root = store.prefix if isinstance(store, LocalStore) else None
         self._keeps_mime = isinstance(store, S3Store)
-        self._grace = grace
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._clock = clock
 
     async def put(self, key: str, data: bytes, mime: str) -> BlobRef:
         """Durable when it returns; InvalidRequest for a key that is no key."""
         if not _KEY.fullmatch(key):
             raise InvalidRequest(f"not a key: {key!r}")
         attributes = {"Content-Type": mime} if self._keeps_mime else None
-        async with self._lock(key):
-            try:
-                await obstore.put_async(self._store, key, data, attributes=attributes)
-                if self._root is not None:
-                    # The store renames a finished file into place and flushes nothing. Nobody
-                    # knows the key before this returns, so flushing afterwards is early enough.
-                    await asyncio.to_thread(flush_down_from, self._root, self._root / key)
-            except (BaseError, OSError) as error:
-                raise Unavailable(f"the file could not be stored: {_reason(error)}") from error
+        try:
+            await obstore.put_async(self._store, key, data, attributes=attributes)
+            if self._root is not None:
+                # The store renames a finished file into place and flushes nothing. Nobody
+                # knows the key before this returns, so flushing afterwards is early enough.
+                await asyncio.to_thread(flush_down_from, self._root, self._root / key)
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"the file could not be stored: {_reason(error)}") from error
         return BlobRef(key=key, mime=mime, size_bytes=len(data))
 
     async def get(self, key: str) -> bytes:
@@ -88,19 +89,16 @@ class Blobs:
             raise _explained(error) from error
 
     async def delete(self, key: str) -> None:
-        """No error when it is gone already. A shared blob written just now stays."""
+        """No error when it is gone already. An input of yesterday or today stays."""
         self._check(key)
-        async with self._lock(key):
-            try:
-                if key.startswith(SHARED):
-                    written_at = (await obstore.head_async(self._store, key))["last_modified"]
-                    if written_at > datetime.now(UTC) - self._grace:
-                        return
-                await obstore.delete_async(self._store, key)
-            except (NotFoundError, FileNotFoundError):
-                return
-            except (BaseError, OSError) as error:
-                raise _explained(error) from error
+        if not may_go(key, self._clock()):
+            return
+        try:
+            await obstore.delete_async(self._store, key)
+        except (NotFoundError, FileNotFoundError):
+            return
+        except (BaseError, OSError) as error:
+            raise _explained(error) from error
 
     async def written_before(self, at: datetime) -> AsyncIterator[Sequence[str]]:
         """The keys of all blobs last written before `at`, in groups."""
@@ -113,11 +111,8 @@ class Blobs:
         if not _KEY.fullmatch(key):
             raise NotFound("no such file")
 
-    def _lock(self, key: str) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
 
-
-def open_blobs(url: str) -> Blobs:
+def open_blobs(url: str, clock: Callable[[], datetime] = _now) -> Blobs:
     """file:///PATH, s3://BUCKET/PREFIX or memory://; StartupError for anything else.
 
     S3 credentials, region and endpoint come from where the AWS tools look for them.
@@ -128,12 +123,12 @@ def open_blobs(url: str) -> Blobs:
             case "file" if parts.path.startswith("/") and not parts.netloc:
                 root = Path(unquote(parts.path))
                 root.mkdir(parents=True, exist_ok=True)
-                return Blobs(LocalStore(root))
+                return Blobs(LocalStore(root), clock=clock)
             case "s3" if parts.netloc:
                 retry: RetryConfig = {"max_retries": RETRIES_MAX, "retry_timeout": RETRY_TIMEOUT}
-                return Blobs(S3Store.from_url(url, retry_config=retry))
+                return Blobs(S3Store.from_url(url, retry_config=retry), clock=clock)
             case "memory":
-                return Blobs(MemoryStore())
+                return Blobs(MemoryStore(), clock=clock)
     except (BaseError, OSError) as error:
         raise StartupError(f"files.url = {url} cannot be opened: {_reason(error)}") from error
     raise StartupError(f"files.url: file:///PATH or s3://BUCKET/PREFIX, not {url}")

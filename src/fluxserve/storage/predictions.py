@@ -125,8 +125,8 @@ class SqlPredictionStore:
             self._queue.void()
         return await self._database.run(transitions.move(before, after, event, deliveries))
 
-    async def append(self, event: Event) -> Event:
-        return await self._database.run(transitions.append(event))
+    async def append(self, event: Event, *, attempt: int) -> Event:
+        return await self._database.run(transitions.append(event, attempt))
 
     async def events(self, prediction_id: str, after: int = 0) -> Sequence[Event]:
         return await self._database.read(_events(prediction_id, after))

@@ -105,7 +105,7 @@ ASK_CANCEL = Statement(
 )
 COUNT_EVENT = Statement(
     update(tables.prediction)
-    .where(P.id == bindparam("prediction_id"))
+    .where(P.id == bindparam("prediction_id"), IS_RUNNING, P.attempt == bindparam("fence"))
     .values(last_seq=P.last_seq + literal_column("1"))
     .returning(P.last_seq)
 )
@@ -248,10 +248,12 @@ def renew(prediction: Prediction, owner: str, lease_until: datetime) -> Transiti
     return Lease(cancel_requested=bool(rows[0][0]))
 
 
-def append(event: Event) -> Transition[Event]:
-    rows = yield COUNT_EVENT({"prediction_id": event.prediction_id})
+def append(event: Event, attempt: int) -> Transition[Event]:
+    """Number and save what start `attempt` tells; Conflict when that start is over."""
+    rows = yield COUNT_EVENT({"prediction_id": event.prediction_id, "fence": attempt})
     if not rows:
-        raise NotFound("no such prediction")
+        yield from get(event.prediction_id)  # NotFound rather than Conflict
+        raise Conflict(f"start {attempt} of the prediction is over")
     return (yield from _record(event, rows[0][0], ()))
 
 
