@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Most tests wait for a server or a clock; more workers than cores, files kept whole.
+WORKERS ?= 3
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .PHONY: serve test test-slow check fix lint types docs bench clients system clean help
@@ -16,7 +18,7 @@ serve: $(VENV)/.serve
 	$(BIN)/fluxserve serve $(ARGS)
 
 test: $(VENV)/.dev clients system
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # Minutes more: five thousand drawn requests a dialect, the dry run of the GPU bench.
 test-slow: $(VENV)/.dev clients system

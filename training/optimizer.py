@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # The quintic Newton-Schulz coefficients of the Muon reference.
@@ -37,6 +38,17 @@ def orthogonalize(stack: Tensor) -> Tensor:
     return x
 
 
+def shared(stack: Tensor) -> Tensor:
+    """`orthogonalize`, each worker a part of the stack, which all of them hold."""
+    if not dist.is_initialized():
+        return orthogonalize(stack)
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    turned = torch.zeros_like(stack)
+    turned[rank::workers] = orthogonalize(stack[rank::workers])
+    dist.all_reduce(turned)
+    return turned
+
+
 class Muon:
     """Momentum 0.95 with Nesterov's look-ahead; matrices of one shape are turned together."""
 
@@ -60,7 +72,7 @@ class Muon:
                 self.momentum[i].lerp_(gradient, 0.05)
                 ahead = gradient.lerp(self.momentum[i], 0.95)
                 updates.append(ahead if ahead.shape[0] <= ahead.shape[1] else ahead.mT)
-            turned = orthogonalize(torch.stack(updates).float()) * MATCH_ADAMW * long**0.5
+            turned = shared(torch.stack(updates).float()) * MATCH_ADAMW * long**0.5
             for i, update in zip(members, turned, strict=True):
                 matrix = self.matrices[i]
                 matrix.mul_(1 - rate * self.weight_decay)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT: Final = Path("src/fluxserve/flux/embedded/checkpoint")
 SAVE_EVERY_S: Final = 240.0
-CHECK_EVERY_S: Final = 600.0
+CHECK_EVERY_S: Final = 1500.0
 CHECK_COUNT: Final = 40
 CANVAS: Final[Size] = (128, 128)
 

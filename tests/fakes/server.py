@@ -39,6 +39,7 @@ def serving(
         log_level="critical",
     )
     listener = config.bind_socket()
+    listener.listen()  # who connects before the thread has begun waits, and is not refused
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
     thread = threading.Thread(
