@@ -1,16 +1,22 @@
-"""The ASGI application: every route of every dialect, and answers for paths that nobody has."""
+"""The ASGI application: every route of every dialect, and answers for paths that nobody has.
+
+    server ─> [CORS, where pages may call] ─> doorkeeper ─> signpost ─> handler ─> answer
+
+What every request passes is written out here; Starlette gives the tables, the requests and the
+answers, and runs start and stop.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.datastructures import URL
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.app import CALLBACKS, House
@@ -18,7 +24,8 @@ from fluxserve.core.errors import ErrorCode, Failure, FluxserveError
 from fluxserve.dialects import DIALECTS, native
 from fluxserve.dialects.base import Dialect, Handler, answering, base_url, failed, read_object
 from fluxserve.dialects.delivery import delivery_routes
-from fluxserve.dialects.strangers import strange_host, strange_page
+from fluxserve.dialects.strangers import SAFE, strange_host, strange_page
+from fluxserve.dialects.wire import Asked
 from fluxserve.front import is_loopback
 from fluxserve.ops import health
 from fluxserve.playground import landing
@@ -35,52 +42,87 @@ def create_app(house: House) -> Starlette:
         yield
         await house.stop()
 
-    async def unanswered(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        dialect = _owner(request.url.path)
-        is_there = error.status_code == 405
-        words = f"{request.method} is not for this path" if is_there else "nothing is at this path"
-        failure = Failure(code=ErrorCode.NOT_FOUND, message=words)
-        response = failed(failure, dialect.error, dialect.error_headers)
-        response.status_code = error.status_code
-        if is_there:
-            response.headers["Allow"] = ", ".join(_methods(routes, request))
+    front = Front(house, all_routes(house))
+    return _Application(_with_cors(front, house.settings), lifespan=lifespan)
+
+
+class _Application(Starlette):
+    """Hands requests straight to the front; the rest of the protocol is Starlette's."""
+
+    def __init__(self, front: ASGIApp, **options: Any) -> None:
+        super().__init__(**options)
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+class Front:
+    """Finds who answers a request, and answers what nobody does."""
+
+    def __init__(self, house: House, routes: Sequence[Route]) -> None:
+        self._doorkeeper = Doorkeeper(house)
+        self._signpost = Signpost(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Asked(scope, receive, send)
+        response = await self._answer(request, scope)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request, scope: Scope) -> Response:
+        if why := await self._doorkeeper.refusal(request):
+            return _failed(scope["path"], Failure(code=ErrorCode.FORBIDDEN, message=why))
+        found = self._signpost.find(scope["path"], scope["method"])
+        if found is None:
+            return self._unanswered(scope)
+        scope["path_params"] = found.params
+        response: Response = await found.route.endpoint(request)
         return response
 
-    routes = all_routes(house)
-    return Starlette(
-        routes=[Signpost(routes)],
-        lifespan=lifespan,
-        middleware=[*_cors(house.settings), Middleware(Doorkeeper, house=house)],
-        exception_handlers={404: unanswered, 405: unanswered},
-    )
-
-
-def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
-    """Every method that some route has for this path."""
-    found: set[str] = set()
-    for route in routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return sorted(found)
+    def _unanswered(self, scope: Scope) -> Response:
+        path, method = scope["path"], scope["method"]
+        if methods := self._signpost.methods(path):
+            words = f"{method} is not for this path"
+            response = _failed(path, Failure(code=ErrorCode.NOT_FOUND, message=words))
+            response.status_code = 405
+            response.headers["Allow"] = ", ".join(sorted(methods))
+            return response
+        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        if path != "/" and self._signpost.methods(other):
+            return RedirectResponse(str(URL(scope={**scope, "path": other})))
+        failure = Failure(code=ErrorCode.NOT_FOUND, message="nothing is at this path")
+        response = _failed(path, failure)
+        response.status_code = 404
+        return response
 
 
 class Doorkeeper:
     """Turns web pages of strangers away while the server asks for no key."""
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
-        self._app = app
+    def __init__(self, house: House) -> None:
         self._house = house
+        self._is_near = is_loopback(house.settings.host)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and await self._is_open():
-            request = Request(scope)
-            if why := self._is_strange(request):
-                dialect = _owner(request.url.path)
-                failure = Failure(code=ErrorCode.FORBIDDEN, message=why)
-                await failed(failure, dialect.error, dialect.error_headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    async def refusal(self, request: Request) -> str:
+        """Why this request is turned away; empty when it is welcome."""
+        if not await self._is_open():
+            return ""
+        settings, headers = self._house.settings, request.headers
+        host = headers.get("host", "").lower()
+        if self._is_near and strange_host(host, settings.public_url):
+            return "this server needs no key, so it answers to local names and public_url only"
+        method = request.scope["method"]
+        if method in SAFE:
+            return ""
+        ours = [host]
+        if headers.get("origin") is not None:
+            ours.append(urlsplit(base_url(request, self._house.services.http)).netloc.lower())
+        if strange_page(method, headers, ours, settings.cors):
+            return "pages of other origins may not call a server without keys: see `cors`"
+        return ""
 
     async def _is_open(self) -> bool:
         try:
@@ -88,19 +130,10 @@ class Doorkeeper:
         except FluxserveError:
             return True  # the store does not answer: nobody knows of any key
 
-    def _is_strange(self, request: Request) -> str:
-        settings, host = self._house.settings, request.headers.get("host", "").lower()
-        if is_loopback(settings.host) and strange_host(host, settings.public_url):
-            return "this server needs no key, so it answers to local names and public_url only"
-        ours = [host, urlsplit(base_url(request, self._house.services.http)).netloc.lower()]
-        if strange_page(request.method, request.headers, ours, settings.cors):
-            return "pages of other origins may not call a server without keys: see `cors`"
-        return ""
 
-
-def all_routes(house: House) -> list[BaseRoute]:
+def all_routes(house: House) -> list[Route]:
     """Every route of every dialect under every mount, and what belongs to none."""
-    found: list[BaseRoute] = []
+    found: list[Route] = []
     for dialect in DIALECTS:
         for mount in dialect.mounts:
             found += dialect.routes(house.services, mount)
@@ -130,16 +163,19 @@ def _owner(path: str) -> Dialect:
     return DIALECTS[0]
 
 
-def _cors(settings: Settings) -> list[Middleware]:
+def _failed(path: str, failure: Failure) -> Response:
+    dialect = _owner(path)
+    return failed(failure, dialect.error, dialect.error_headers)
+
+
+def _with_cors(front: ASGIApp, settings: Settings) -> ASGIApp:
     if not settings.cors:
-        return []
+        return front
     exposed = ("Location", "Preference-Applied", "ratelimit-remaining", "ratelimit-reset")
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST", "PUT", "DELETE", "QUERY"],
-            allow_headers=["*"],
-            expose_headers=[*exposed, "Retry-After"],
-        )
-    ]
+    return CORSMiddleware(
+        front,
+        allow_origins=list(settings.cors),
+        allow_methods=["GET", "POST", "PUT", "DELETE", "QUERY"],
+        allow_headers=["*"],
+        expose_headers=[*exposed, "Retry-After"],
+    )

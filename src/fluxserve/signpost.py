@@ -1,55 +1,94 @@
-"""Finds a route by the first two segments of its path, instead of trying hundreds in a row.
+"""Finds the route of a path by the path's first two segments, instead of trying hundreds in a row.
 
-Routes keep their order among those that share a beginning; what begins with a parameter is tried
-last. One request then meets a handful of patterns (`bench/http.py` shows what that saves).
+Routes keep their order among those that may match one path; paths without parameters are looked up
+whole. One request then meets a pattern or two (`bench/http.py` shows what that saves).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.convertors import StringConvertor
+from starlette.routing import Route
 
-FOUND = "fluxserve.route"  # the scope's key for what was found
 DEPTH = 2  # segments that tell routes apart
 
 
-class Signpost(BaseRoute):
-    """Stands for all `routes` in one place of a router."""
+class Found(NamedTuple):
+    """A route, and the values of the parameters in its path."""
 
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._index: dict[str, list[BaseRoute]] = {}
-        self._others: list[BaseRoute] = []
-        for route in routes:
-            key = _key(route.path) if isinstance(route, Route) else None
-            if key is None:
-                self._others.append(route)
-            else:
-                self._index.setdefault(key, []).append(route)
-
-    def candidates(self, path: str) -> Sequence[BaseRoute]:
-        """The routes that may match `path`."""
-        return [*self._index.get(_beginning(path), ()), *self._others]
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        partial: tuple[Match, Scope] = (Match.NONE, {})
-        for route in self.candidates(scope["path"]):
-            match, child = route.matches(scope)
-            if match is Match.FULL:
-                return match, {**child, FOUND: route}
-            if match is Match.PARTIAL and partial[0] is Match.NONE:
-                partial = (match, {**child, FOUND: route})
-        return partial
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route: BaseRoute = scope[FOUND]
-        await route.handle(scope, receive, send)
+    route: Route
+    params: Mapping[str, Any]
 
 
-def _key(path: str) -> str | None:
-    """The beginning of a route's path; None when a parameter stands in it."""
-    beginning = _beginning(path)
-    return None if "{" in beginning else beginning
+class Signpost:
+    """Knows all `routes`."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = tuple(routes)
+        # One more than any route without a path parameter has: what is longer is all alike.
+        self._segments_max = 2 + max((route.path.count("/") for route in routes), default=0)
+        self._near: dict[tuple[str, int], Sequence[Route]] = {}
+        self._whole: dict[str, dict[str, Found]] = {
+            route.path: {} for route in routes if "{" not in route.path
+        }
+
+    def find(self, path: str, method: str) -> Found | None:
+        """The first route that has this method at this path."""
+        whole = self._whole.get(path)
+        if whole is None:
+            return self._search(path, method)
+        found = whole.get(method)
+        if found is None and (found := self._search(path, method)):
+            whole[method] = found
+        return found
+
+    def methods(self, path: str) -> set[str]:
+        """Every method that some route has for this path; empty where there is nothing."""
+        found: set[str] = set()
+        for route in self._candidates(path):
+            if route.path_regex.match(path):
+                found |= route.methods or set()
+        return found
+
+    def _search(self, path: str, method: str) -> Found | None:
+        for route in self._candidates(path):
+            if route.methods and method in route.methods:
+                match = route.path_regex.match(path)
+                if match is not None:
+                    return Found(route, _converted(route, match.groupdict()))
+        return None
+
+    def _candidates(self, path: str) -> Sequence[Route]:
+        """The routes that may match `path`, in order."""
+        parts = path.split("/")
+        key = ("/".join(parts[: DEPTH + 1]), min(len(parts), self._segments_max))
+        near = self._near.get(key)
+        if near is None:
+            near = tuple(route for route in self._routes if _may_match(route, parts))
+            if any(route.path.startswith(key[0]) for route in near):
+                self._near[key] = near  # a beginning of our own: there are only so many
+        return near
 
 
-def _beginning(path: str) -> str:
-    return "/".join(path.split("/", DEPTH + 1)[: DEPTH + 1])
+def _may_match(route: Route, parts: Sequence[str]) -> bool:
+    """Whether the number of segments, and the fixed ones at the beginning, fit."""
+    own = route.path.split("/")
+    if _has_plain_parameters(route) and len(own) != len(parts):
+        return False
+    for ours, theirs in zip(own[: DEPTH + 1], parts, strict=False):
+        if "{" in ours:
+            return True
+        if ours != theirs:
+            return False
+    return True
+
+
+def _has_plain_parameters(route: Route) -> bool:
+    return all(type(one) is StringConvertor for one in route.param_convertors.values())
+
+
+def _converted(route: Route, params: dict[str, Any]) -> Mapping[str, Any]:
+    for name, convertor in route.param_convertors.items():
+        if type(convertor) is not StringConvertor:
+            params[name] = convertor.convert(params[name])
+    return params

@@ -7,6 +7,7 @@ request -> routes of one dialect -> `answering` -> handler -> Response
 import json
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,8 +15,9 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller, Limiter
@@ -40,6 +42,7 @@ from fluxserve.core.request import JSON, ImageInput
 from fluxserve.core.routing import Router
 from fluxserve.core.service import PredictionService
 from fluxserve.dialects.links import Links, Signer
+from fluxserve.dialects.wire import Answer
 
 log = logging.getLogger(__name__)
 
@@ -130,13 +133,16 @@ class Services:
 
     def links(self, request: Request, mount: str) -> Links:
         """Links on the origin that this caller used."""
-        return self.links_on(base_url(request, self.http), mount)
+        return _links(base_url(request, self.http), mount, self.signer, self.retention_s)
 
     def links_on(self, base: str, mount: str) -> Links:
-        return Links(base=base, mount=mount, signer=self.signer, keep=self._keep())
+        return _links(base, mount, self.signer, self.retention_s)
 
-    def _keep(self) -> timedelta:
-        return timedelta(seconds=self.retention_s or 3650 * 86400)
+
+@lru_cache(maxsize=1024)  # callers use few names, and every answer has links
+def _links(base: str, mount: str, signer: Signer, retention_s: float) -> Links:
+    keep = timedelta(seconds=retention_s or 3650 * 86400)
+    return Links(base=base, mount=mount, signer=signer, keep=keep)
 
 
 ErrorShape = Callable[[Failure], tuple[int, JSON]]
@@ -196,7 +202,7 @@ def failed(
         more.setdefault("Connection", "close")  # whatever of the body is still to come
     if failure.retry_after_s is not None:
         more.setdefault("Retry-After", str(max(1, math.ceil(failure.retry_after_s))))
-    return JSONResponse(body, status, more)
+    return Answer(body, status, more)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -206,12 +212,18 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise TooLarge(f"the body may have at most {max_bytes} bytes, not {declared}")
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    receive = request.receive
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:
             raise TooLarge(f"the body may have at most {max_bytes} bytes")
+        if not message.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
-    return b"".join(chunks)
 
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, JSON]:
@@ -222,27 +234,52 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, JSON]:
 def parse_object(body: bytes) -> dict[str, JSON]:
     """Bytes as a JSON object; InvalidRequest says what is wrong with them."""
     try:
+        value = _parse(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        value = _parse_slowly(body)  # has a byte order mark, or something to be said about it
+    if not isinstance(value, dict):
+        raise _bad_body("the body must be a JSON object")
+    return value
+
+
+_parse: Callable[[bytes], object] = msgspec.json.Decoder().decode
+
+
+def _parse_slowly(body: bytes) -> object:
+    """The same by the standard library, which can tell where it went wrong; InvalidRequest."""
+    try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _bad_body(f"the body is not valid UTF-8 (byte {error.start})") from None
-    del body  # a large one: from here on the text is what counts
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise _bad_body("the body is nested too deeply") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise _bad_body(f"the body is not valid JSON ({where})") from None
+    except OverflowError as error:  # JSON well enough, but nothing that we could keep
+        problem = Problem(field="", rule=Rule.OTHER, message=str(error))
+        raise InvalidRequest.of([problem]) from None
     except ValueError:
         raise _bad_body("the body is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise _bad_body("the body must be a JSON object")
-    if "\\u" in text and "\\ud" in text.lower():
+    if _HALF_PAIR.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise _bad_body("the body holds half a surrogate pair") from None
     return value
+
+
+_HALF_PAIR = re.compile(r"\\u[dD]")  # may be one
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        shown = text if len(text) <= 20 else f"{text[:20]}..."
+        raise OverflowError(f"the body holds a number that is too large: {shown}")
+    return number
 
 
 def _bad_body(message: str) -> InvalidRequest:
@@ -259,13 +296,14 @@ def base_url(request: Request, http: HttpSettings) -> str:
     """scheme://host[:port] as the caller sees us: configured, told by a trusted proxy, or asked."""
     if http.public_url:
         return http.public_url.rstrip("/")
-    scheme = request.scope["scheme"]
-    host = request.headers.get("host", "")
-    if _is_trusted(request, http):
-        scheme = _first(request.headers.get("x-forwarded-proto")) or scheme
-        host = _first(request.headers.get("x-forwarded-host")) or host
+    scope, headers = request.scope, request.headers
+    scheme, host = scope["scheme"], headers.get("host", "")
+    told_scheme, told_host = headers.get("x-forwarded-proto"), headers.get("x-forwarded-host")
+    if (told_scheme or told_host) and _is_trusted(scope.get("client"), http):
+        scheme = _first(told_scheme) or scheme
+        host = _first(told_host) or host
     if not _is_host(host):
-        server = request.scope.get("server") or ("localhost", None)
+        server = scope.get("server") or ("localhost", None)
         host = f"{server[0]}:{server[1]}" if server[1] else str(server[0])
     return f"{'https' if scheme == 'https' else 'http'}://{host}"
 
@@ -283,11 +321,10 @@ def _is_plain(host: str) -> bool:
     return all(character.isalnum() or character in "-._:[]" for character in host)
 
 
-def _is_trusted(request: Request, http: HttpSettings) -> bool:
-    client = request.client
+def _is_trusted(client: Sequence[str] | None, http: HttpSettings) -> bool:
     if client is None:  # a Unix socket: whoever reaches it is on this machine
         return True
-    return _is_near(client.host, http.trusted_proxies)
+    return _is_near(client[0], http.trusted_proxies)
 
 
 @lru_cache(maxsize=1024)
@@ -304,7 +341,10 @@ def _is_near(address_text: str, networks: tuple[str, ...]) -> bool:
 
 def bearer(request: Request, *schemes: str) -> str | None:
     """The secret after one of the schemes in Authorization (any case), or None."""
-    scheme, _, secret = request.headers.get("authorization", "").strip().partition(" ")
+    told = request.headers.get("authorization")
+    if not told:
+        return None
+    scheme, _, secret = told.strip().partition(" ")
     wanted = [name.lower() for name in schemes or ("bearer",)]
     return secret.strip() or None if scheme.lower() in wanted else None
 

@@ -16,14 +16,15 @@ from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from fluxserve.core.errors import NotFound
 from fluxserve.core.ids import parse_id
-from fluxserve.core.request import BlobRef
+from fluxserve.core.request import JSON, BlobRef
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.links import SIGNATURE_BYTES
+from fluxserve.dialects.wire import Answer
 
 CHUNK_BYTES = 1024 * 1024
 CACHE_MAX_S = 3600
@@ -218,6 +219,6 @@ def _is_public_host(services: Services, host: str) -> bool:
 
 
 def _gone() -> Response:
-    body = {"detail": "The requested resource could not be found.", "status": 404}
+    body: JSON = {"detail": "The requested resource could not be found.", "status": 404}
     headers = {**ANY_ORIGIN, "Cache-Control": "no-store"}
-    return JSONResponse(body, 404, headers)
+    return Answer(body, 404, headers)

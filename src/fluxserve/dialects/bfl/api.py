@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller
@@ -30,6 +30,7 @@ from fluxserve.dialects.bfl import alpha, forms, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
 from fluxserve.dialects.delivery import delivery_routes
+from fluxserve.dialects.wire import Answer
 
 NAME = "bfl"
 GATEWAY = "/flux/v1"  # resellers' mount, with their errors
@@ -129,7 +130,7 @@ class Api:
             )
         except InvalidRequest as problem:
             raise _in_their_words(form, problem) from problem
-        return JSONResponse(words.accepted(prediction, links))
+        return Answer(words.accepted(prediction, links))
 
     async def _take(self, form: Form, texts: dict[str, str]) -> dict[str, ImageInput]:
         """Store the pictures one by one, letting go of each text; InvalidRequest."""
@@ -174,7 +175,7 @@ class Api:
         body = words.polled(prediction, self.services.links(request, self.mount))
         if "base64" in request.query_params.get("include", "").split(","):
             body = await self._with_bytes(prediction, body)
-        return JSONResponse(body, headers=NO_STORE)
+        return Answer(body, headers=NO_STORE)
 
     async def cancel(self, request: Request) -> Response:
         """Ours: POST ?id=, or the id in the body. Answers like a poll."""
@@ -192,7 +193,7 @@ class Api:
         except NotFound:
             return self._unknown(asked)
         links = self.services.links(request, self.mount)
-        return JSONResponse(words.polled(prediction, links), headers=NO_STORE)
+        return Answer(words.polled(prediction, links), headers=NO_STORE)
 
     async def tasks(self, request: Request) -> Response:
         """Ours: GET ?limit=&after=, the caller's tasks, newest first; `next` goes into `after`."""
@@ -209,7 +210,7 @@ class Api:
         links = self.services.links(request, self.mount)
         shown = [words.polled(row, links) for row in rows[:limit]]
         more = shown[-1]["id"] if len(rows) > limit else None
-        return JSONResponse({"tasks": shown, "next": more}, headers=NO_STORE)
+        return Answer({"tasks": shown, "next": more}, headers=NO_STORE)
 
     # --- the account -----------------------------------------------------------------------------
 
@@ -218,11 +219,11 @@ class Api:
         await self.services.limiter.hit(caller, "read")
         micro = await self.services.accounts.balance_micro(caller)
         left = CREDITS_WITHOUT_BUDGET if micro is None else micro / words.CREDIT_MICRO
-        return JSONResponse({"credits": left})
+        return Answer({"credits": left})
 
     async def my_finetunes(self, request: Request) -> Response:
         await self._caller(request)
-        return JSONResponse({"finetunes": []})
+        return Answer({"finetunes": []})
 
     async def no_finetune(self, request: Request) -> Response:
         await self._caller(request)
@@ -235,7 +236,7 @@ class Api:
         checked = check(LICENSE_FIELDS, body, lenient=True)
         if checked.problems:
             raise InvalidRequest.of(checked.problems)
-        return JSONResponse({"status": "ok"})
+        return Answer({"status": "ok"})
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -273,7 +274,7 @@ class Api:
         body = words.unknown_task(asked)
         if self.mount == GATEWAY:
             body["error"] = {"message": words.NOT_FOUND, "type": "404"}
-        return JSONResponse(body, 404, NO_STORE)
+        return Answer(body, 404, NO_STORE)
 
     def _route(self, path: str, **calls: Call) -> Route:
         """One path for all methods, so that a wrong one is answered in BFL's shape too."""
@@ -291,7 +292,7 @@ class Api:
         body: dict[str, JSON] = {"detail": text, "message": text}
         if self.mount == GATEWAY:
             body["error"] = {"message": text, "type": "405"}
-        return JSONResponse(body, 405, {"Allow": ", ".join(calls)})
+        return Answer(body, 405, {"Allow": ", ".join(calls)})
 
     def _files(self) -> Sequence[Route]:
         """Signed links under the mount, for proxies that hand on nothing else."""

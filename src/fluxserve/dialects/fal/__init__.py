@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.errors import NotFound
@@ -23,6 +23,7 @@ from fluxserve.dialects.fal.calls import Ask, Calls, query_of
 from fluxserve.dialects.fal.errors import error, error_headers
 from fluxserve.dialects.fal.uploads import Uploads
 from fluxserve.dialects.fal.words import NAME, render
+from fluxserve.dialects.wire import Answer
 
 MOUNT = "/fal"
 TARGET = "x-fal-target-url"
@@ -55,7 +56,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
             host = ""
         if not host:
             text = f"the header {TARGET} must name an absolute URL"
-            return JSONResponse({"detail": text, "message": text}, 400)
+            return Answer({"detail": text, "message": text}, 400)
         call = Ask(request=request, path=unquote(parts.path), query=query_of(parts.query))
         if host.startswith("queue."):
             return await calls.queue(call)
@@ -66,7 +67,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
         return await calls.run(call)
 
     async def jwks(request: Request) -> Response:
-        return JSONResponse(services.webhook_jwks, headers={"Cache-Control": "max-age=3600"})
+        return Answer(services.webhook_jwks, headers={"Cache-Control": "max-age=3600"})
 
     return [
         _route(f"{mount}/queue/{{path:path}}", queue),

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fluxserve.core.access import Caller
 from fluxserve.core.errors import (
@@ -38,6 +38,7 @@ from fluxserve.dialects.fal.apps import App, find_app
 from fluxserve.dialects.fal.errors import error, error_headers, failure_of
 from fluxserve.dialects.fal.words import NAME
 from fluxserve.dialects.sse import stream
+from fluxserve.dialects.wire import Answer
 
 NO_STORE = {"Cache-Control": "no-store"}
 STREAM = "/stream"
@@ -103,14 +104,14 @@ class Calls:
         outlook = await self.services.predictions.outlook(prediction)
         links = self.services.links(ask.request, self.mount)
         body = words.accepted(prediction, app.short, outlook.queue_position, links)
-        return JSONResponse(body, headers=_headers(prediction))
+        return Answer(body, headers=_headers(prediction))
 
     async def status(self, ask: Ask, short: str, text: str) -> Response:
         caller = await caller_of(self.services, ask.request)
         prediction = await self._find(text, caller)
         body = await self._status(ask, short, prediction)
         status = 200 if prediction.is_terminal else 202
-        return JSONResponse(body, status, headers=_headers(prediction))
+        return Answer(body, status, headers=_headers(prediction))
 
     async def watch(self, ask: Ask, short: str, text: str) -> Response:
         """The status at every change, as an event stream."""
@@ -142,7 +143,7 @@ class Calls:
         if not prediction.is_terminal:
             text = "Request is still in progress"
             body = {"detail": text, "message": text}
-            return JSONResponse(body, 400, headers=_headers(prediction))
+            return Answer(body, 400, headers=_headers(prediction))
         return await self._outcome(prediction, ask.request)
 
     async def cancel(self, ask: Ask, text: str) -> Response:
@@ -150,11 +151,11 @@ class Calls:
         try:
             before = await self._find(text, caller)
         except NotFound:
-            return JSONResponse({"status": "NOT_FOUND"}, 404, headers=NO_STORE)
+            return Answer({"status": "NOT_FOUND"}, 404, headers=NO_STORE)
         after = await self.services.predictions.cancel(before.id, caller)
         is_late = before.is_terminal or after.status is not PredictionStatus.CANCELED
         word = "ALREADY_COMPLETED" if is_late else "CANCELLATION_REQUESTED"
-        return JSONResponse({"status": word}, 400 if is_late else 202, headers=_headers(before))
+        return Answer({"status": word}, 400 if is_late else 202, headers=_headers(before))
 
     # --- run -------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Calls:
         if failure := failure_of(prediction):
             answer = failed(failure, error, error_headers)
             return _with(answer, prediction)
-        return JSONResponse(await self._output(prediction, request), headers=_headers(prediction))
+        return Answer(await self._output(prediction, request), headers=_headers(prediction))
 
     async def _output(self, prediction: Prediction, request: Request) -> dict[str, JSON]:
         """The bare output; pictures as data URIs where `sync_mode` was said."""
@@ -326,7 +327,7 @@ def _uri(image: EncodedImage) -> str:
 
 def _wrong_method(right: str) -> Response:
     text = "Method Not Allowed"
-    return JSONResponse({"detail": text, "message": text}, 405, {"Allow": right})
+    return Answer({"detail": text, "message": text}, 405, {"Allow": right})
 
 
 def _is_url(text: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fluxserve.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from fluxserve.core.ids import new_id
@@ -22,6 +22,7 @@ from fluxserve.core.request import BlobRef
 from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, read_body, read_object
 from fluxserve.dialects.fal.calls import NO_STORE, caller_of
+from fluxserve.dialects.wire import Answer
 
 TICKET_S = 15 * 60.0
 FOR_EVER_S = 3650 * 86400.0
@@ -59,7 +60,7 @@ class Uploads:
             "upload_url": links.to(f"/storage/put/{token}"),
             "file_url": links.blob(ref, name, at),
         }
-        return JSONResponse(shown, headers=NO_STORE)
+        return Answer(shown, headers=NO_STORE)
 
     async def put(self, request: Request) -> Response:
         """The bytes. Forbidden for a bad token, Conflict when it was used."""

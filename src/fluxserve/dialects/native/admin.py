@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import ApiKey
@@ -15,6 +15,7 @@ from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, answering, read_object
 from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
+from fluxserve.dialects.wire import Answer
 
 # What the store can hold, and a date can say.
 COUNT_MAX = 1_000_000_000
@@ -54,18 +55,18 @@ async def admin_of(services: Services, request: Request) -> None:
 def routes(services: Services, mount: str) -> list[Route]:
     async def keys(request: Request) -> Response:
         await admin_of(services, request)
-        return JSONResponse({"results": [_key(key) for key in await services.keyring.list()]})
+        return Answer({"results": [_key(key) for key in await services.keyring.list()]})
 
     async def create_key(request: Request) -> Response:
         await admin_of(services, request)
         body = await read_object(request, services.http.body_max_bytes)
         key, secret = await _create_key(services, body)
-        return JSONResponse({**_key(key), "secret": secret}, 201)
+        return Answer({**_key(key), "secret": secret}, 201)
 
     async def revoke_key(request: Request) -> Response:
         await admin_of(services, request)
         key = await services.keyring.revoke(request.path_params["id"])
-        return JSONResponse(_key(key))
+        return Answer(_key(key))
 
     async def deliveries(request: Request) -> Response:
         await admin_of(services, request)
@@ -76,22 +77,20 @@ def routes(services: Services, mount: str) -> list[Route]:
             state=DeliveryState(state) if state else None,
             prediction_id=request.query_params.get("prediction_id"),
         )
-        return JSONResponse({"results": [_delivery(row) for row in rows]})
+        return Answer({"results": [_delivery(row) for row in rows]})
 
     async def redeliver(request: Request) -> Response:
         await admin_of(services, request)
         await services.redelivery.redeliver(request.path_params["id"])
-        return JSONResponse(
-            _delivery(await services.deliveries.get(request.path_params["id"])), 202
-        )
+        return Answer(_delivery(await services.deliveries.get(request.path_params["id"])), 202)
 
     async def devices(request: Request) -> Response:
         await caller_of(services, request)
-        return JSONResponse({"results": list(services.devices())})
+        return Answer({"results": list(services.devices())})
 
     async def channels(request: Request) -> Response:
         await admin_of(services, request)
-        return JSONResponse({"results": list(services.channels())})
+        return Answer({"results": list(services.channels())})
 
     answer = answering(error)
     return [

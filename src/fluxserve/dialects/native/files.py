@@ -6,7 +6,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive
 
@@ -18,6 +18,7 @@ from fluxserve.dialects.base import Services, answering, read_body
 from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
+from fluxserve.dialects.wire import Answer
 
 FRAME_MAX_BYTES = 64 * 1024  # of a multipart body beside the file itself
 KEPT_S = 24 * 3600.0  # an upload that nothing uses is gone after this
@@ -39,7 +40,7 @@ def routes(services: Services, mount: str) -> list[Route]:
             expires_at=at + timedelta(seconds=services.retention_s or KEPT_S),
         )
         await services.files.add(file)
-        return JSONResponse(_render(file, services.links(request, mount)), 201)
+        return Answer(_render(file, services.links(request, mount)), 201)
 
     async def get(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -49,7 +50,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         file = await services.files.get(id_)
         if not caller.may_see(file.key_id):
             raise NotFound("there is no such file")
-        return JSONResponse(_render(file, services.links(request, mount)))
+        return Answer(_render(file, services.links(request, mount)))
 
     answer = answering(error)
     return [

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.attempts import Attempt, AttemptState
@@ -27,6 +27,7 @@ from fluxserve.dialects.base import Services, answering, read_object
 from fluxserve.dialects.native.admin import admin_of
 from fluxserve.dialects.native.predictions import caller_of
 from fluxserve.dialects.native.words import error
+from fluxserve.dialects.wire import Answer
 
 MICRO = 1_000_000  # in a USD
 EARLIEST = datetime(1, 3, 1, tzinfo=UTC)  # of which a month can be taken
@@ -66,12 +67,12 @@ def routes(services: Services, mount: str) -> list[Route]:
         if request.query_params.get("format") == "csv":
             return Response(_csv(rows), media_type="text/csv")
         total = sum(row.micro for row in rows) / MICRO
-        return JSONResponse({"results": [_usage(row) for row in rows], "total_usd": total})
+        return Answer({"results": [_usage(row) for row in rows], "total_usd": total})
 
     async def prices(request: Request) -> Response:
         await admin_of(services, request)
         found = await services.money.prices()
-        return JSONResponse({"results": [_price(price) for price in found]})
+        return Answer({"results": [_price(price) for price in found]})
 
     async def add_price(request: Request) -> Response:
         await admin_of(services, request)
@@ -79,7 +80,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         price = _read_price(services, body)
         await services.money.add_price(price)
         await services.price_book.refresh()
-        return JSONResponse(_price(price), 201)
+        return Answer(_price(price), 201)
 
     async def attempts(request: Request) -> Response:
         await admin_of(services, request)
@@ -90,14 +91,14 @@ def routes(services: Services, mount: str) -> list[Route]:
             state=AttemptState(state) if state else None,
             channel=request.query_params.get("channel"),
         )
-        return JSONResponse({"results": [_attempt(attempt) for attempt in found]})
+        return Answer({"results": [_attempt(attempt) for attempt in found]})
 
     async def resolve(request: Request) -> Response:
         await admin_of(services, request)
         body = await read_object(request, services.http.body_max_bytes)
         upstream_id = _read_decision(body)
         decided = await services.reviews.decide(request.path_params["id"], upstream_id)
-        return JSONResponse(_attempt(decided))
+        return Answer(_attempt(decided))
 
     answer = answering(error)
     return [

@@ -4,7 +4,7 @@ import html
 import json
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from fluxserve import __version__
@@ -13,6 +13,7 @@ from fluxserve.core.schema import Field
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.native.admin import KEY_FIELDS
 from fluxserve.dialects.native.words import FIELDS
+from fluxserve.dialects.wire import Answer
 
 # method, path, what it does, request schema, success status
 OPERATIONS: tuple[tuple[str, str, str, str | None, int], ...] = (
@@ -91,7 +92,7 @@ def document(mount: str, server: str) -> dict[str, JSON]:
 
 def routes(services: Services, mount: str) -> list[Route]:
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document(mount, services.links(request, mount).base))
+        return Answer(document(mount, services.links(request, mount).base))
 
     async def docs(request: Request) -> Response:
         return HTMLResponse(page(mount))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller
@@ -35,6 +35,7 @@ from fluxserve.dialects.native.words import (
     to_webhook,
 )
 from fluxserve.dialects.sse import stream
+from fluxserve.dialects.wire import Answer
 
 INLINE_MAX = 512  # characters of a string echoed in `said`; longer ones were pictures
 NO_STORE = {"Cache-Control": "no-store"}
@@ -84,7 +85,7 @@ def routes(services: Services, mount: str) -> list[Route]:
             priority=priority if isinstance(priority, int) else 0,
         )
         answer = await _live(prediction, request)
-        return JSONResponse(answer, 201, {"Location": links.to(f"/predictions/{prediction.id}")})
+        return Answer(answer, 201, {"Location": links.to(f"/predictions/{prediction.id}")})
 
     async def _live(prediction: Prediction, request: Request) -> dict[str, JSON]:
         outlook = await services.predictions.outlook(prediction)
@@ -96,12 +97,12 @@ def routes(services: Services, mount: str) -> list[Route]:
         wait = _number(request, "wait", 0.0, 60.0)
         if wait:
             prediction = await services.predictions.wait(prediction.id, wait)
-        return JSONResponse(await _live(prediction, request), headers=NO_STORE)
+        return Answer(await _live(prediction, request), headers=NO_STORE)
 
     async def cancel(request: Request) -> Response:
         caller = await caller_of(services, request)
         prediction = await services.predictions.cancel(id_of(request), caller)
-        return JSONResponse(await _live(prediction, request))
+        return Answer(await _live(prediction, request))
 
     async def delete(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -117,7 +118,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         if len(rows) == query.limit:
             last = rows[-1]
             cursor = f"{last.created_at.timestamp():.6f}-{last.id}"
-        return JSONResponse({"results": results, "next_cursor": cursor}, headers=NO_STORE)
+        return Answer({"results": results, "next_cursor": cursor}, headers=NO_STORE)
 
     async def events(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -131,13 +132,13 @@ def routes(services: Services, mount: str) -> list[Route]:
         links = services.links(request, mount)
         cards = services.catalog.cards()
         found = [render_card(card, _engine(services, card.id), links) for card in cards]
-        return JSONResponse({"results": found})
+        return Answer({"results": found})
 
     async def model(request: Request) -> Response:
         await caller_of(services, request)
         card = services.catalog.card(request.path_params["name"])
         links = services.links(request, mount)
-        return JSONResponse(render_card(card, _engine(services, card.id), links))
+        return Answer(render_card(card, _engine(services, card.id), links))
 
     answer = answering(error)
     return [

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.catalog import ModelCard
@@ -23,6 +23,7 @@ from fluxserve.dialects.openai.answers import NAME, render
 from fluxserve.dialects.openai.errors import error, error_headers
 from fluxserve.dialects.openai.images import NO_STORE, Images, caller_of
 from fluxserve.dialects.openai.params import served
+from fluxserve.dialects.wire import Answer
 
 MOUNTS = ("/v1", "/openai/v1")
 OWN = "/openai/v1"
@@ -34,7 +35,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
     async def listed(request: Request) -> Response:
         caller = await caller_of(services, request)
         data = [answers.model(card, name_of(services, card)) for card in served(services, caller)]
-        return JSONResponse({"object": "list", "data": data}, headers=_headers())
+        return Answer({"object": "list", "data": data}, headers=_headers())
 
     async def one(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -42,7 +43,7 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
         card = services.catalog.find(name)
         if card is None or card not in served(services, caller):
             raise UnknownModel(f"The model '{name[:200]}' does not exist.", field="model")
-        return JSONResponse(answers.model(card, name), headers=_headers())
+        return Answer(answers.model(card, name), headers=_headers())
 
     found = [
         _route(f"{mount}/images/generations", images.generate, "POST"),

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fluxserve.core.access import Caller
 from fluxserve.core.errors import (
@@ -50,6 +50,7 @@ from fluxserve.dialects.openai.reading import (
     read,
 )
 from fluxserve.dialects.sse import stream
+from fluxserve.dialects.wire import Answer
 
 GENERATION = "image_generation"  # what names of stream events begin with
 EDIT = "image_edit"
@@ -111,7 +112,7 @@ class Images:
                 # Work was done for this answer: a client that repeats the call would do it again.
                 return _with(failed(failure, error, error_headers), headers, "false")
         body = await self._body(call, done, request)
-        return JSONResponse(body, headers=headers)
+        return Answer(body, headers=headers)
 
     # --- asked -----------------------------------------------------------------------------------
 

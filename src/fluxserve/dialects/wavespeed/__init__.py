@@ -20,7 +20,7 @@ The same under /api/v2.
 from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.errors import NotFound
@@ -31,6 +31,7 @@ from fluxserve.dialects.wavespeed.errors import error, error_body
 from fluxserve.dialects.wavespeed.files import Files
 from fluxserve.dialects.wavespeed.predictions import NAME, Predictions
 from fluxserve.dialects.wavespeed.words import render
+from fluxserve.dialects.wire import Answer
 
 MOUNTS = ("/api/v3", "/api/v2")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -88,7 +89,7 @@ def _route(path: str, **calls: Call) -> Route:
 def _wrong_method(request: Request, allowed: Sequence[str]) -> Response:
     text = f"{request.method} is not possible here: use {' or '.join(allowed)}"
     body = error_body(405, text, "method_not_allowed")
-    return JSONResponse(body, 405, {"Allow": ", ".join(allowed)})
+    return Answer(body, 405, {"Allow": ", ".join(allowed)})
 
 
 def owns(path: str) -> bool:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
 from fluxserve.core.request import JSON
+from fluxserve.dialects.wire import Answer
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -44,7 +45,7 @@ ERROR_WORD: Mapping[ErrorCode, str] = {
 
 
 def success(data: JSON) -> Response:
-    return JSONResponse({"code": 200, "message": "success", "data": data}, headers=NO_STORE)
+    return Answer({"code": 200, "message": "success", "data": data}, headers=NO_STORE)
 
 
 def error(failure: Failure) -> tuple[int, JSON]:
