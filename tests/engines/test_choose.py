@@ -7,6 +7,8 @@ import pytest
 
 from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
+from fluxserve.core.errors import InvalidRequest
+from fluxserve.core.request import Approximation, ImageParams
 from fluxserve.engines.choose import choose_engines
 from fluxserve.settings import load
 
@@ -29,3 +31,44 @@ def test_the_embedded_engine_runs_where_nothing_else_does_or_a_route_names_it(
     settings = load({"data_dir": str(tmp_path), **said}, environ={})
     choice = choose_engines(settings, Catalog(CARDS, lambda: 1))
     assert {engine.name for engine in choice.engines} == names
+
+
+A = Approximation
+PAID = {**UPSTREAM, "name": "paid", "kind": "wavespeed", "key_env": "KEY"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "words"),
+    [
+        ("embedded", (A.SKIP, A.REF_KV), None),
+        ("embedded", (A.SKIP, A.FP8), 'approximate: fp8 cannot be had of embedded; .*"fp8"'),
+        ("coarse", (A.SKIP, A.FP8), None),
+        ("paid", (A.SKIP,), "approximate: skip cannot be had of paid, which knows go_fast at"),
+        ("paid", (), None),
+        ("paid", None, None),
+        ("provider", (A.FP8,), None),  # the other server judges
+        ("simulator", (A.FP8,), None),
+    ],
+)
+def test_an_approximation_is_refused_where_nobody_knows_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    asked: tuple[A, ...] | None,
+    words: str | None,
+) -> None:
+    monkeypatch.setenv("KEY", "secret")
+    said = {"upstream": [UPSTREAM, PAID], "route": [ROUTE], "data_dir": str(tmp_path)}
+    dtype = "fp8" if engine == "coarse" else "auto"
+    settings = load({**said, "engine": {"dtype": dtype}}, environ={})
+    catalog = Catalog(CARDS, lambda: 1)
+    choice = choose_engines(settings, catalog)
+    params = ImageParams(model="flux-dev", prompt="a fox", approximate=asked)
+    request = catalog.complete(params)
+    name = "embedded" if engine == "coarse" else engine
+    if words is None:
+        assert choice.place(name, request) == name
+        return
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        choice.place(name, request)
+    assert caught.value.field == "approximate"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
 from fluxserve.core.prediction import OutputImage
 from fluxserve.core.request import (
+    Approximation,
     BlobRef,
     ImageInput,
     ImageRequest,
@@ -55,6 +56,7 @@ inputs = st.builds(ImageInput, blob=blobs, url=st.none()) | st.builds(
         strength=real,
         output_format=st.sampled_from(OutputFormat),
         margins=st.none() | st.builds(Margins),
+        approximate=st.none() | st.lists(st.sampled_from(Approximation), max_size=3).map(tuple),
         loras=st.lists(st.builds(LoraRef, scale=real), max_size=2).map(tuple),
     )
 )

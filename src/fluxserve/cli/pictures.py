@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from fluxserve.cli.client import Client, connected, read_picture
 from fluxserve.core.errors import FluxserveError, Unavailable
+from fluxserve.core.request import Approximation
 
 Output = Annotated[str | None, typer.Option("-o", "--output", help="file to write [by seed]")]
 Model = Annotated[str, typer.Option("--model", "-m", help="public name of a model")]
@@ -22,6 +23,9 @@ Steps = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="guidance scale")]
 Seed = Annotated[int | None, typer.Option("--seed", help="the same seed gives the same picture")]
 Count = Annotated[int, typer.Option("--n", min=1, help="how many pictures")]
+Approximate = Annotated[
+    str | None, typer.Option("--approximate", help="skip, ref_kv, fp8, with commas; or none")
+]
 Server = Annotated[
     str | None, typer.Option(envvar="FLUXSERVE_SERVER", help="URL of a server [run in process]")
 ]
@@ -33,6 +37,7 @@ Config = Annotated[str | None, typer.Option(help="settings file (TOML), in proce
 AsJson = Annotated[bool, typer.Option("--json", help="print prediction and files as JSON")]
 
 EMBEDDED = "fluxserve/embedded"
+NONE = "none"
 _SIZE = re.compile(r"(\d{1,5})[x*×](\d{1,5})", re.IGNORECASE)
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -51,6 +56,7 @@ def generate(
     guidance: Guidance = None,
     seed: Seed = None,
     n: Count = 1,
+    approximate: Approximate = None,
     server: Server = None,
     key: Key = None,
     preview: PreviewFile = None,
@@ -58,7 +64,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make a picture from text."""
-    wish = _wish(model, prompt, size, steps, guidance, seed, n, output, preview)
+    wish = _wish(model, prompt, size, steps, guidance, seed, n, output, preview, approximate)
     with connected(server, key, config=config) as client:
         _make(client, wish, output, preview, as_json=as_json)
 
@@ -74,6 +80,7 @@ def edit(
     guidance: Guidance = None,
     seed: Seed = None,
     n: Count = 1,
+    approximate: Approximate = None,
     server: Server = None,
     key: Key = None,
     preview: PreviewFile = None,
@@ -85,7 +92,7 @@ def edit(
         raise typer.BadParameter("give at least one picture and then the instruction")
     *paths, instruction = words
     pictures = [read_picture(path) for path in paths]
-    wish = _wish(model, instruction, size, steps, guidance, seed, n, output, preview)
+    wish = _wish(model, instruction, size, steps, guidance, seed, n, output, preview, approximate)
     with connected(server, key, config=config) as client:
         wish["images"] = [
             _upload(client, data, path) for data, path in zip(pictures, paths, strict=True)
@@ -113,6 +120,7 @@ def _wish(
     n: int,
     output: str | None,
     preview: str | None,
+    approximate: str | None,
 ) -> dict[str, Any]:
     suffix = Path(output).suffix.lower() if output else ".png"
     if suffix not in _FORMATS:
@@ -130,10 +138,23 @@ def _wish(
         "guidance": guidance,
         "seed": seed,
         "num_outputs": n,
+        "approximate": None if approximate is None else _names(approximate),
         "output_format": _FORMATS[suffix],
         "preview_steps": 1 if preview else 0,
     }
     return {name: value for name, value in wish.items() if value is not None}
+
+
+def _names(approximate: str) -> list[str]:
+    """Approximations from the command line; BadParameter for one that there is not."""
+    names = [name.strip() for name in approximate.split(",") if name.strip()]
+    if names == [NONE]:
+        return []
+    known = tuple(Approximation)
+    if not names or any(name not in known for name in names):
+        words = f"some of {', '.join(known)}, with commas, or {NONE}, not {approximate!r}"
+        raise typer.BadParameter(f"--approximate: {words}")
+    return names
 
 
 def _make(
@@ -154,6 +175,8 @@ def _make(
         typer.echo(json.dumps({**done, "files": [str(path) for path in paths]}, ensure_ascii=False))
     for path in [] if as_json else paths:
         typer.echo(str(path))
+    if wish.get("approximate") is not None:
+        typer.secho(_account(done), err=True, dim=True)
     _hint(done)
 
 
@@ -222,6 +245,13 @@ def _name(output: str | None, index: int, count: int, image: dict[str, Any]) -> 
         path = Path(f"fluxserve-{image['seed']}-{number}.{suffix}")
         number += 1
     return path
+
+
+def _account(done: dict[str, Any]) -> str:
+    """What was approximated, as the server tells."""
+    metrics = done["metrics"]
+    ran = ", ".join(metrics.get("approximations") or []) or "nothing"
+    return f"approximated: {ran}; calls of the model: {metrics.get('model_calls', 'not told')}"
 
 
 def _hint(done: dict[str, Any]) -> None:

@@ -129,6 +129,7 @@ class Catalog:
             margins=params.margins,
             loras=params.loras,
             go_fast=bool(params.go_fast),
+            approximate=params.approximate,
             prompt_upsampling=bool(params.prompt_upsampling),
             safety_check=params.safety_check is not False,
             safety_tolerance=_or(params.safety_tolerance, 2),

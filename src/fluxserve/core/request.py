@@ -31,6 +31,14 @@ class OutputFormat(StrEnum):
         return f"image/{self.value}"
 
 
+class Approximation(StrEnum):
+    """What a run may leave out or round off, each by its own name."""
+
+    SKIP = "skip"  # some steps are extrapolated instead of computed
+    REF_KV = "ref_kv"  # in some steps keys and values of the input pictures are those of the last
+    FP8 = "fp8"  # linears in 8 bits; a matter of how the weights were loaded, for all requests
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRef:
     """A small pointer to stored bytes."""
@@ -99,6 +107,7 @@ class ImageParams:
     margins: Margins | None = None
     loras: tuple[LoraRef, ...] = ()
     go_fast: bool | None = None
+    approximate: tuple[Approximation, ...] | None = None  # None: as go_fast says; (): nothing
     prompt_upsampling: bool | None = None
     safety_check: bool | None = None  # None: as the card says
     safety_tolerance: int | None = None
@@ -131,6 +140,7 @@ class ImageRequest:
     margins: Margins | None = None
     loras: tuple[LoraRef, ...] = ()
     go_fast: bool = False
+    approximate: tuple[Approximation, ...] | None = None  # None: as go_fast says; (): nothing
     prompt_upsampling: bool = False
     safety_check: bool = True
     safety_tolerance: int = 2

@@ -29,7 +29,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One input field. Bounds are inclusive; `items` is the kind of an array's members."""
+    """One input field. Bounds are inclusive; `items` is the kind of an array's members, which
+    `choices` are for."""
 
     name: str
     kind: Kind
@@ -59,13 +60,16 @@ class Field:
             schema["minimum"] = self.min
         if self.max is not None:
             schema["maximum"] = self.max
-        if self.choices:
+        if self.choices and self.items is None:
             schema["enum"] = list(self.choices)
         if self.items is not None:
             uri = self.items is Kind.URI
-            schema["items"] = (
-                {"type": "string", "format": "uri"} if uri else {"type": self.items.value}
-            )
+            items: dict[str, JSON] = {"type": "string" if uri else self.items.value}
+            if uri:
+                items["format"] = "uri"
+            if self.choices:
+                items["enum"] = list(self.choices)
+            schema["items"] = items
         if self.max_items is not None:
             schema["maxItems"] = self.max_items
         if self.max_length is not None:
@@ -165,9 +169,7 @@ def _judge_text(field: Field, value: str, name: str) -> list[Problem]:
     if field.kind is Kind.URI and not value.strip():
         return [_format(name, "uri")]
     if field.choices and value not in field.choices:
-        listed = ", ".join(f'"{choice}"' for choice in field.choices)
-        text = f"{field.name} must be one of the following: {listed}"
-        return [Problem(field=name, rule=Rule.CHOICE, message=text, choices=field.choices)]
+        return [_choice(field, name)]
     if field.max_length is not None and len(value) > field.max_length:
         text = f"Must be at most {field.max_length} characters long"
         return [Problem(field=name, rule=Rule.OTHER, message=text, limit=field.max_length)]
@@ -201,6 +203,8 @@ def _judge_array(field: Field, value: Sequence[JSON], name: str) -> list[Problem
         given = kind_of(item)
         if given != wanted and not (wanted == "number" and given == "integer"):
             return [_type_problem(f"{name}.{position}", wanted, given)]
+        if field.choices and item not in field.choices:
+            return [_choice(field, f"{name}.{position}")]
     return []
 
 
@@ -226,6 +230,12 @@ def _read_leniently(kind: Kind, value: JSON) -> JSON:
     ):
         return float(text)
     return value
+
+
+def _choice(field: Field, name: str) -> Problem:
+    listed = ", ".join(f'"{choice}"' for choice in field.choices)
+    text = f"{field.name} must be one of the following: {listed}"
+    return Problem(field=name, rule=Rule.CHOICE, message=text, choices=field.choices)
 
 
 def _problem(parent: str, rule: Rule, message: str, expected: str = "") -> Problem:

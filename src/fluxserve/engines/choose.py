@@ -12,13 +12,14 @@ from typing import Protocol, runtime_checkable
 
 from fluxserve.core.cards import SIMULATOR_ID
 from fluxserve.core.catalog import Catalog
-from fluxserve.core.errors import StartupError
+from fluxserve.core.errors import InvalidRequest, StartupError
 from fluxserve.core.ports import Engine
 from fluxserve.core.request import JSON, ImageRequest
 from fluxserve.core.routing import Route
 from fluxserve.engines.local.loras import LoraFiles, LoraLibrary
 from fluxserve.engines.simulator import Outcome, Script, Simulator
 from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec, OnUnknown
+from fluxserve.flux.skips import FP8
 from fluxserve.images.guard import GuardedClient, Limits
 from fluxserve.settings import Settings, Upstream, secret_from
 
@@ -47,10 +48,38 @@ def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
     engines = [_make(name, settings) for name in named]
     simulator = next((engine for engine in engines if isinstance(engine, Simulator)), None)
 
+    by_name = {engine.name: engine for engine in engines}
+    relays = {channel.name for channel in channels if channel.kind is ChannelKind.FLUXSERVE}
+
     def place(engine: str, request: ImageRequest) -> str:
+        if engine not in relays:  # there it is for the other server to judge
+            _check_approximations(engine, by_name.get(engine), request)
         return simulator.place(request) if simulator and engine == SIMULATOR else engine
 
     return Choice(engines=engines, channels=channels, routes=routes, place=place)
+
+
+@runtime_checkable
+class _Approximates(Protocol):
+    """An engine that knows approximations by name."""
+
+    @property
+    def approximations(self) -> frozenset[str]: ...
+
+
+def _check_approximations(name: str, engine: Engine | None, request: ImageRequest) -> None:
+    """InvalidRequest for an approximation that what serves the request does not know."""
+    if not request.approximate or isinstance(engine, Simulator):
+        return
+    known = engine.approximations if isinstance(engine, _Approximates) else frozenset[str]()
+    lacking = [one.value for one in request.approximate if one not in known]
+    if lacking:
+        text = f"approximate: {', '.join(lacking)} cannot be had of {name}"
+        if FP8 in lacking and known:
+            text += '; 8 bits are for a whole engine, with engine.dtype = "fp8"'
+        elif not known:
+            text += ", which knows go_fast at most"
+        raise InvalidRequest(text, field="approximate")
 
 
 @runtime_checkable

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 SKIP = "skip"  # some steps are extrapolated instead of computed
 REF_KV = "ref_kv"  # in some steps keys and values of the references are those of an earlier one
+FP8 = "fp8"  # linears in 8 bits: how the weights were loaded, the same for every request
+APPROXIMATIONS = frozenset({SKIP, REF_KV})  # that are up to each request
 SKIPS_MIN = 8  # below so many steps there is nothing between the first and the last three
 REFRESH_CALLS = 2  # every so many computed steps the references are computed again
 

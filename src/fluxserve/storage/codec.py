@@ -16,6 +16,7 @@ from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
 from fluxserve.core.prediction import OutputImage
 from fluxserve.core.request import (
     JSON,
+    Approximation,
     BlobRef,
     ImageInput,
     ImageRequest,
@@ -106,7 +107,9 @@ _BLOB = Plain(BlobRef)
 _LORA = Plain(LoraRef)
 _MARGINS = Plain(Margins)
 _OUTPUT = Plain(OutputImage, "blob")
-_REQUEST = Plain(ImageRequest, "task", "images", "mask", "output_format", "margins", "loras")
+_REQUEST = Plain(
+    ImageRequest, "task", "images", "mask", "output_format", "margins", "loras", "approximate"
+)
 _ORIGIN = Plain(Origin, "webhook")
 _WEBHOOK = Plain(WebhookSpec, "events")
 _FAILURE = Plain(Failure, "code", "problems")
@@ -145,6 +148,8 @@ def encode_request(request: ImageRequest) -> str:
         data["margins"] = _MARGINS.pack(request.margins)
     if request.loras:
         data["loras"] = [_LORA.pack(lora) for lora in request.loras]
+    if request.approximate is not None:
+        data["approximate"] = request.approximate
     return _encode(data)
 
 
@@ -152,6 +157,7 @@ def encode_request(request: ImageRequest) -> str:
 def decode_request(text: str) -> ImageRequest:
     data = load(text)
     mask, margins = data.get("mask"), data.get("margins")
+    approximate = data.get("approximate")
     return ImageRequest(
         task=Task(data["task"]),
         images=tuple(_unpack_input(image) for image in data.get("images", ())),
@@ -159,6 +165,7 @@ def decode_request(text: str) -> ImageRequest:
         output_format=OutputFormat(data["output_format"]),
         margins=None if margins is None else Margins(**_MARGINS.known(margins)),
         loras=tuple(LoraRef(**_LORA.known(lora)) for lora in data.get("loras", ())),
+        approximate=None if approximate is None else tuple(map(Approximation, approximate)),
         **_REQUEST.known(data),
     )
 

@@ -10,6 +10,7 @@ from fluxserve.engines.local.turns import Turns
 from fluxserve.flux import weights
 from fluxserve.flux.folder import embedded_folder
 from fluxserve.flux.memory import memory_bytes
+from fluxserve.flux.quantize import quantize
 from fluxserve.flux.spec import FLUX_KONTEXT_DEV
 from fluxserve.flux.weights import Model
 from tests.engines.local.test_plan import EDIT
@@ -54,6 +55,14 @@ def test_room_comes_back_when_an_order_ends(model: Model) -> None:
 def test_every_output_needs_room_of_its_own(model: Model) -> None:
     found = runner(model, 2).plan(replace(WANTED, indexes=(0, 1, 2)))
     assert "ref_kv" not in found.approximations
+
+
+def test_8_bits_are_told_whatever_was_asked_for() -> None:
+    coarse = weights.load(embedded_folder(), device="cpu", dtype="float32")
+    quantize(coarse.transformer)
+    one = runner(coarse, 1)
+    assert one.plan(replace(WANTED, approximations=())).approximations == ("fp8",)
+    assert one.plan(replace(WANTED, approximations=("skip",))).approximations == ("skip", "fp8")
 
 
 def test_a_token_of_flux_takes_700_kilobytes() -> None:

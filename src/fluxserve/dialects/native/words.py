@@ -8,6 +8,7 @@ from fluxserve.core.errors import ErrorCode, Failure, InvalidRequest
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import (
     JSON,
+    Approximation,
     ImageInput,
     ImageParams,
     ImageRequest,
@@ -48,7 +49,18 @@ FIELDS = (
     Field(name="output_quality", kind=Kind.INTEGER, description="0 to 100, jpeg and webp"),
     Field(name="margins", kind=Kind.OBJECT, description="top, bottom, left, right in px"),
     Field(name="loras", kind=Kind.ARRAY, items=Kind.OBJECT, description="path and scale each"),
-    Field(name="go_fast", kind=Kind.BOOLEAN, description="allow approximations"),
+    Field(
+        name="go_fast",
+        kind=Kind.BOOLEAN,
+        description="allow the approximations that the server names in its settings",
+    ),
+    Field(
+        name="approximate",
+        kind=Kind.ARRAY,
+        items=Kind.STRING,
+        choices=tuple(Approximation),
+        description="allow these approximations, whatever go_fast says; []: compute everything",
+    ),
     Field(name="prompt_upsampling", kind=Kind.BOOLEAN),
     Field(name="safety_check", kind=Kind.BOOLEAN),
     Field(name="preview_steps", kind=Kind.INTEGER, min=0, description="0: no previews"),
@@ -130,6 +142,7 @@ def to_params(
         margins=_margins(values.get("margins")),
         loras=_loras(values.get("loras")),
         go_fast=_bool(values, "go_fast"),
+        approximate=_approximations(values.get("approximate")),
         prompt_upsampling=_bool(values, "prompt_upsampling"),
         safety_check=_bool(values, "safety_check"),
         preview_steps=_int(values, "preview_steps"),
@@ -274,6 +287,7 @@ def _request(request: ImageRequest) -> dict[str, JSON]:
         "output_format": request.output_format.value,
         "output_quality": request.output_quality,
         "go_fast": request.go_fast,
+        "approximate": None if request.approximate is None else list(request.approximate),
         "preview_steps": request.preview_steps,
     }
 
@@ -301,6 +315,12 @@ def _float(values: Mapping[str, JSON], name: str) -> float | None:
 def _bool(values: Mapping[str, JSON], name: str) -> bool | None:
     value = values.get(name)
     return value if isinstance(value, bool) else None
+
+
+def _approximations(value: JSON) -> tuple[Approximation, ...] | None:
+    if not isinstance(value, list):
+        return None
+    return tuple(dict.fromkeys(Approximation(str(name)) for name in value))
 
 
 def _margins(value: JSON) -> Margins | None:

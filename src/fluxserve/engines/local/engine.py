@@ -37,7 +37,7 @@ from fluxserve.engines.local.plan import plan
 from fluxserve.engines.local.process import EngineProcess, Inbox, Lost, Setup
 from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order
 from fluxserve.flux.folder import WeightsError, embedded_folder, inspect
-from fluxserve.flux.skips import SKIP
+from fluxserve.flux.skips import APPROXIMATIONS, FP8, SKIP
 from fluxserve.flux.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class LocalEngine:
         self._processes = [EngineProcess(setup) for setup in setups]
         self._loras = loras
         self._go_fast = tuple(go_fast)
+        self._is_fp8 = setups[0].dtype == FP8
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
 
     @classmethod
@@ -160,6 +161,11 @@ class LocalEngine:
         return f"{self._spec.name} is being loaded"
 
     @property
+    def approximations(self) -> frozenset[str]:
+        """Those that a request may name here."""
+        return APPROXIMATIONS | ({FP8} if self._is_fp8 else frozenset())
+
+    @property
     def processes(self) -> Sequence[EngineProcess]:
         return self._processes
 
@@ -187,7 +193,7 @@ class LocalEngine:
             return None
         side = (request.width or 1024, request.height or 1024)
         wanted = order(
-            request, job_id="", sizes=[side] * len(request.images), approximations=self._go_fast
+            request, job_id="", sizes=[side] * len(request.images), go_fast=self._go_fast
         )
         try:
             found = plan(self._spec, wanted)
@@ -197,6 +203,9 @@ class LocalEngine:
         return request.num_outputs * sum(model.alone(shape) for shape in found.steps)
 
     async def run(self, job: Job) -> AsyncGenerator[EngineUpdate, None]:
+        if lacking := set(job.request.approximate or ()) - self.approximations:
+            text = f"approximate: {self.name} cannot do {', '.join(sorted(lacking))}"
+            raise EngineError(text, field="approximate")
         done: set[int] = set()
         deaths = 0
         while True:

@@ -8,9 +8,7 @@ from fluxserve.core.request import ImageRequest, Margins, Task
 from fluxserve.engines.local.wire import Order
 
 
-def order_of(
-    job: Job, indexes: tuple[int, ...], approximations: tuple[str, ...], *, alone: bool
-) -> Order:
+def order_of(job: Job, indexes: tuple[int, ...], go_fast: tuple[str, ...], *, alone: bool) -> Order:
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - datetime.now(UTC)).total_seconds()
@@ -24,7 +22,7 @@ def order_of(
         priority=job.priority,
         deadline_s=left_s,
         alone=alone,
-        approximations=approximations,
+        go_fast=go_fast,
     )
 
 
@@ -39,8 +37,9 @@ def order(
     priority: int = 0,
     deadline_s: float | None = None,
     alone: bool = False,
-    approximations: tuple[str, ...] = (),
+    go_fast: tuple[str, ...] = (),
 ) -> Order:
+    """`go_fast`: the approximations that a request allows with its switch of that name."""
     return Order(
         id=job_id,
         model=request.model,
@@ -60,13 +59,19 @@ def order(
         has_mask=has_mask,
         margins=_sides(request.margins),
         loras=tuple((lora.path, lora.scale) for lora in request.loras),
-        approximations=approximations if request.go_fast else (),
+        approximations=_allowed(request, go_fast),
         preview_steps=request.preview_steps,
         key=key,
         priority=priority,
         deadline_s=deadline_s,
         alone=alone,
     )
+
+
+def _allowed(request: ImageRequest, go_fast: tuple[str, ...]) -> tuple[str, ...]:
+    if request.approximate is not None:
+        return tuple(name.value for name in request.approximate)
+    return go_fast if request.go_fast else ()
 
 
 def _sides(margins: Margins | None) -> tuple[int, int, int, int] | None:

@@ -27,8 +27,9 @@ from fluxserve.engines.local.turns import Turns
 from fluxserve.engines.local.wire import Order
 from fluxserve.flux import sample
 from fluxserve.flux.memory import memory_bytes
+from fluxserve.flux.quantize import Fp8Linear
 from fluxserve.flux.sample import NotANumber, Sample
-from fluxserve.flux.skips import REF_KV
+from fluxserve.flux.skips import FP8, REF_KV
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.weights import Model
 
@@ -91,11 +92,18 @@ class Runner:
         self._is_cuda = self._model.device.type == "cuda"
         dtype = str(self._model.dtype).removeprefix("torch.")
         self.batch_class = f"{self._model.spec.name}/{dtype}"
+        self._is_fp8 = any(isinstance(x, Fp8Linear) for x in self._model.transformer.modules())
         self._named = {"device": str(self._model.device), "dtype": dtype}
         self._memory_max_bytes = memory_max_bytes
         self._remembered: dict[str, int] = {}  # bytes set aside, by order
 
     def plan(self, order: Order) -> Plan:
+        found = self._within_memory(order)
+        # Not up to the request, but what it gets is as little exact as with the others.
+        used = (*found.approximations, FP8) if self._is_fp8 else found.approximations
+        return replace(found, approximations=used)
+
+    def _within_memory(self, order: Order) -> Plan:
         found = plan(self._model.spec, order)
         if REF_KV not in found.approximations:
             return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.ports import EncodedImage
-from fluxserve.core.request import JSON, ImageInput
+from fluxserve.core.request import JSON, Approximation, ImageInput
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
     Accepted,
@@ -145,6 +145,8 @@ def _values(order: Order) -> dict[str, JSON]:
         "output_format": request.output_format.value,
         "strength": request.strength,
     }
+    if request.approximate is not None:
+        values["approximate"] = list(request.approximate)
     if request.images:
         pairs = zip(request.images, order.images, strict=True)
         values["images"] = [_picture(*pair) for pair in pairs]
@@ -176,5 +178,14 @@ def _code(value: Any) -> ErrorCode:
 
 
 def _metrics(job: Mapping[str, Any]) -> dict[str, JSON]:
-    seconds = reading.number(reading.mapping(job.get("metrics")).get("predict_s"))
-    return {} if seconds is None else {"predict_s": seconds}
+    """How long it took there, how often the model was called, and which approximations ran."""
+    said = reading.mapping(job.get("metrics"))
+    found: dict[str, JSON] = {}
+    for name in ("predict_s", "model_calls"):
+        if (number := reading.number(said.get(name))) is not None:
+            found[name] = number
+    if "approximations" in said:
+        found["approximations"] = [
+            name for name in reading.items(said["approximations"]) if name in tuple(Approximation)
+        ]
+    return found
