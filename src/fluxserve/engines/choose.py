@@ -183,7 +183,7 @@ def _loras(settings: Settings) -> LoraLibrary:
     said = settings.engine
     limits = Limits(
         total_s=said.lora_timeout_s,
-        size_max_bytes=said.lora_max_bytes,
+        size_max_bytes=min(said.lora_max_bytes, said.lora_cache_bytes),
         redirects_max=settings.fetch.redirects_max,
     )
     return LoraLibrary(

@@ -2,6 +2,7 @@
 
     check(url)  what the text alone tells: scheme, form, literal address
     get(url)    follow redirects, each hop checked; bounded in time and bytes
+    save(url)   the same, piece by piece instead of whole
     post(url)   no redirects; the answer's body is not read
 
 A name is resolved once, every answer is checked, and the socket goes to the checked address, so
@@ -14,7 +15,7 @@ import logging
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeAlias, TypeVar
@@ -119,7 +120,22 @@ class GuardedClient:
         Raises InputUnreachable (refused, unreachable, too slow, not 200) or TooLarge. Messages
         name the host and nothing else of the URL.
         """
-        return await self._within(self._limits.total_s, url, self._get(url, accept))
+        chunks: list[bytes] = []
+
+        async def take(chunk: bytes) -> None:
+            chunks.append(chunk)
+
+        await self.save(url, take, accept=accept)
+        return b"".join(chunks)
+
+    async def save(
+        self, url: str, take: Callable[[bytes], Awaitable[None]], *, accept: str = "*/*"
+    ) -> None:
+        """Hand the body behind `url` to `take`, in pieces of a few kilobytes as they come.
+
+        Raises what `get` raises, and what `take` raises; pieces may have come before.
+        """
+        await self._within(self._limits.total_s, url, self._get(url, accept, take))
 
     async def post(
         self, url: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float
@@ -152,7 +168,7 @@ class GuardedClient:
         if not task.cancelled():
             task.exception()  # nobody waits for it any more
 
-    async def _get(self, url: str, accept: str) -> bytes:
+    async def _get(self, url: str, accept: str, take: Callable[[bytes], Awaitable[None]]) -> None:
         hop = url
         try:
             request = self._client.build_request("GET", url, headers={"accept": accept})
@@ -160,7 +176,8 @@ class GuardedClient:
                 response = await self._client.send(request, stream=True)
                 try:
                     if response.next_request is None:
-                        return await self._body(response)
+                        await self._body(response, take)
+                        return
                     request = response.next_request
                     hop = str(request.url)
                 finally:
@@ -179,7 +196,9 @@ class GuardedClient:
             raise _refused(url, error) from error
         return response.status_code
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(
+        self, response: httpx.Response, take: Callable[[bytes], Awaitable[None]]
+    ) -> None:
         host = response.url.host
         if response.status_code != 200:
             raise InputUnreachable(f"{host} answered {response.status_code}, not 200")
@@ -187,14 +206,12 @@ class GuardedClient:
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) > cap:
             raise _too_large(host, cap)
-        chunks: list[bytes] = []
         size_bytes = 0
         async for chunk in _plain(response):
-            chunks.append(chunk)
             size_bytes += len(chunk)
             if size_bytes > cap:
                 raise _too_large(host, cap)
-        return b"".join(chunks)
+            await take(chunk)
 
 
 async def _plain(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -1,9 +1,13 @@
 """LoRAs by name and by URL: what is taken, what is refused, what is kept and for how long."""
 
 import asyncio
+import contextlib
+import hashlib
+import io
 import os
 import re
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -173,15 +177,111 @@ DAMAGED = {
 }
 
 
+def trouble(data: bytes) -> str | None:
+    return header_trouble(io.BytesIO(data), len(data))
+
+
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_header_is_found(name: str) -> None:
-    assert header_trouble(DAMAGED[name])
+    assert trouble(DAMAGED[name])
 
 
 def test_a_sound_header_is_no_trouble() -> None:
-    assert header_trouble(data()) is None
+    assert trouble(data()) is None
     whole = save({"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.zeros(0)}, {"by": "us"})
-    assert header_trouble(whole) is None
+    assert trouble(whole) is None
+
+
+def test_a_header_that_claims_to_be_huge_is_not_read() -> None:
+    class Reluctant(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size == 8
+            return super().read(size)
+
+    assert header_trouble(Reluctant((1 << 30).to_bytes(8, "little")), 1 << 31)
+
+
+async def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+    size = 24 << 20  # bytes
+    body = save({"a.lora_A.weight": torch.zeros(size // 4)})
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+        for start in range(0, len(body), 1 << 16):
+            writer.write(body[start : start + (1 << 16)])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+    bounds = {"max_bytes": 32 << 20, "cache_max_bytes": 32 << 20}
+    async with server, library(tmp_path, **bounds) as loras:
+        tracemalloc.start()
+        try:
+            path = await loras.path_of(url)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert path.stat().st_size == len(body)
+        assert path.stem == hashlib.sha256(body).hexdigest()
+    assert peak < 8 << 20
+
+
+async def test_a_file_that_is_cut_off_or_grows_too_large_leaves_nothing(tmp_path: Path) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+
+    async def stops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000000\r\n\r\n" + bytes(2_000_000))
+        await writer.drain()
+        writer.close()
+
+    wanted = ((endless, ErrorCode.TOO_LARGE), (stops, ErrorCode.INPUT_UNREACHABLE))
+    for behave, code in wanted:
+        server = await asyncio.start_server(behave, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, library(tmp_path, max_bytes=8_000_000) as loras:
+            assert (await refused(loras, f"http://127.0.0.1:{port}/x")).code is code
+        assert kept(tmp_path, "*") == []
+
+
+async def test_a_request_that_is_canceled_over_a_fetch_leaves_nothing(tmp_path: Path) -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000000\r\n\r\n" + bytes(1_200_000))
+        await writer.drain()
+        await reader.read()  # until the other side goes
+        writer.close()
+
+    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, library(tmp_path, max_bytes=8_000_000) as loras:
+        task = asyncio.create_task(loras.path_of(f"http://127.0.0.1:{port}/x"))
+        async with asyncio.timeout(5):
+            while not kept(tmp_path, "*.part"):
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert kept(tmp_path, "*") == []
+
+
+async def test_what_a_dead_process_left_behind_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    old, young = tmp_path / "cache" / "old.1.part", tmp_path / "cache" / "young.1.part"
+    for path, age in ((old, IN_USE_S + 9), (young, 0.0)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    async with serving(data()) as site, library(tmp_path) as loras:
+        await loras.path_of(site.url())
+    assert [old.exists(), young.exists()] == [False, True]
 
 
 async def test_what_is_no_safetensors_file_is_not_kept(tmp_path: Path) -> None:

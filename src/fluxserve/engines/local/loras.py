@@ -1,9 +1,11 @@
 """LoRAs by name, or by URL: fetched, checked, kept under the hash of their bytes. No torch.
 
     "poster"             data_dir/loras/poster.safetensors
-    "https://host/x.."   guarded client -> header check -> data_dir/cache/loras/SHA-256.safetensors
+    "https://host/x.."   guarded client -> data_dir/cache/loras/*.part -> header check
+                         -> data_dir/cache/loras/SHA-256.safetensors
 
 Plain http is taken from networks of `fetch.allow` only. What a URL gave is used again for a day.
+A file goes to the disk as it comes; a megabyte of it is in memory at a time, and its header once.
 """
 
 import asyncio
@@ -11,10 +13,11 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -23,8 +26,9 @@ from fluxserve.images.guard import GuardedClient, host_of
 
 KNOWN_S = 86400.0  # what a URL gave is not asked for again for so long
 IN_USE_S = 900.0  # a file that was handed out is not removed for so long: a job may be reading it
-HEADER_MAX = 100_000_000  # bytes, as the reference implementation of the format has it
-FETCHES_MAX = 2  # at once: each is held in memory until it is checked
+HEADER_MAX = 8_000_000  # bytes; a LoRA of every layer of FLUX.1 has a quarter of a million
+FETCHES_MAX = 2  # at once: what is being fetched lies beside the bound of the cache
+PIECE_BYTES = 1 << 20  # written at once
 # Bytes of one value, by the format's name of its type.
 _SIZES: Mapping[str, int] = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -96,19 +100,29 @@ class LoraLibrary:
             found = await asyncio.to_thread(self._known, known)
             if found is None:
                 async with self._fetches:
-                    data = await self._fetch(name)
-                    found = await asyncio.to_thread(self._keep, known, data, host_of(name))
+                    await self._check(name)
+                    draft = _Draft(self._cache, known)
+                    try:
+                        await self._fetch(name, draft)
+                        found = await asyncio.to_thread(self._keep, known, draft, host_of(name))
+                    finally:
+                        await asyncio.to_thread(draft.discard)
         return found
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _check(self, url: str) -> None:
+        """Refuse what can be refused before anything is written."""
         try:
             if urlsplit(url).scheme.lower() != "https" and not await self._client.is_inside(url):
                 raise _refusal("a URL of a LoRA begins with https://")
-            return await self._client.get(url)
         except ValueError as error:
             raise _refusal("the URL is malformed") from error
-        except EngineError:
-            raise
+
+    async def _fetch(self, url: str, draft: "_Draft") -> None:
+        try:
+            await self._client.save(url, draft.take)
+            await asyncio.to_thread(draft.finish)
+        except OSError as error:
+            raise _no_room() from error
         except FluxserveError as error:
             raise _refusal(error.message, error.code) from error
 
@@ -124,18 +138,23 @@ class LoraLibrary:
             return None
         return found
 
-    def _keep(self, known: str, data: bytes, host: str) -> Path:
-        """Check a file and store it whole or not at all."""
-        if trouble := header_trouble(data):
+    def _keep(self, known: str, draft: "_Draft", host: str) -> Path:
+        """Check a file and give it its name, or refuse it."""
+        with draft.path.open("rb") as file:
+            trouble = header_trouble(file, draft.size_bytes)
+        if trouble:
             raise _refusal(f"what {host} sent is no safetensors file: {trouble}")
-        self._cache.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(data).hexdigest()
-        found = self._cache / f"{digest}.safetensors"
-        if not found.exists():
-            self._make_room(len(data))
-            _write(found, data)
-        _touch(found)
-        _write(self._cache / f"{known}.url", digest.encode())
+        found = self._cache / f"{draft.sha256}.safetensors"
+        try:
+            if not found.exists():
+                self._make_room(draft.size_bytes)
+                draft.path.replace(found)
+            _touch(found)
+            note = draft.path.with_suffix(".note")
+            note.write_text(draft.sha256, encoding="ascii")
+            note.replace(self._cache / f"{known}.url")
+        except OSError as error:
+            raise _no_room() from error
         return found
 
     def _make_room(self, size_bytes: int) -> None:
@@ -155,15 +174,72 @@ class LoraLibrary:
         for note, stat in _stats(self._cache.glob("*.url")):
             if now - stat.st_mtime > KNOWN_S:
                 note.unlink(missing_ok=True)
+        for part, stat in _stats((*self._cache.glob("*.part"), *self._cache.glob("*.note"))):
+            if now - stat.st_mtime > IN_USE_S:  # of a process that died over it
+                part.unlink(missing_ok=True)
 
 
-def header_trouble(data: bytes) -> str | None:
+class _Draft:
+    """A file on its way to the disk, hashed as it goes. `take` from one task at a time.
+
+    Whoever gives up does not wait for a piece that a thread has in hand: hence the lock.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.{os.getpid()}.part"
+        self.size_bytes = 0
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._piece = bytearray()
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    async def take(self, chunk: bytes) -> None:
+        """OSError when the disk is full."""
+        self._piece += chunk
+        if len(self._piece) >= PIECE_BYTES:
+            await asyncio.to_thread(self._put)
+
+    def finish(self) -> None:
+        self._put()
+        with self._lock:
+            self._close()
+
+    def discard(self) -> None:
+        """Leave nothing behind but what was given another name."""
+        with self._lock:
+            self._is_over = True
+            self._close()
+            self.path.unlink(missing_ok=True)
+
+    def _put(self) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("wb")
+            piece, self._piece = self._piece, bytearray()
+            self._file.write(piece)
+            self._hash.update(piece)
+            self.size_bytes += len(piece)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def header_trouble(file: BinaryIO, size_bytes: int) -> str | None:
     """What is wrong with the header of a safetensors file, or None. Values are not looked at."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length <= min(HEADER_MAX, len(data) - 8):
+    length = int.from_bytes(file.read(8), "little")
+    if size_bytes < 8 or not 2 <= length <= min(HEADER_MAX, size_bytes - 8):
         return "it does not begin with a header"
     try:
-        said = json.loads(data[8 : 8 + length])
+        said = json.loads(file.read(length))
     except (ValueError, RecursionError):
         return "its header is not JSON"
     if not isinstance(said, dict):
@@ -171,7 +247,7 @@ def header_trouble(data: bytes) -> str | None:
     tensors = {name: entry for name, entry in said.items() if name != "__metadata__"}
     if not tensors:
         return "it holds no tensors"
-    space = len(data) - 8 - length
+    space = size_bytes - 8 - length
     end = 0
     try:
         for start, stop, size in sorted(_extent(entry) for entry in tensors.values()):
@@ -198,14 +274,8 @@ def _refusal(message: str, code: ErrorCode | None = None) -> EngineError:
     return error
 
 
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise _refusal("this server has no room to keep it") from error
+def _no_room() -> EngineError:
+    return _refusal("this server has no room to keep it")
 
 
 def _touch(path: Path) -> None:
