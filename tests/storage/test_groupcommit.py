@@ -3,14 +3,15 @@
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from fluxserve.core.errors import Conflict, Unavailable
 from fluxserve.storage import tables
 from fluxserve.storage.database import Statement, Transition
-from fluxserve.storage.groupcommit import Answer, Waiting, commit, resolve
+from fluxserve.storage.groupcommit import Answer, Waiting, Writer, resolve
 from fluxserve.storage.schema import ddl
 
 INSERT = Statement(insert(tables.meta))
@@ -37,7 +38,7 @@ def write(name: str, value: str = "", then: Exception | None = None) -> Transiti
     return name
 
 
-def group(loop: asyncio.AbstractEventLoop, *work: Transition[str]) -> list[Waiting]:
+def group(loop: asyncio.AbstractEventLoop, *work: Transition[Any]) -> list[Waiting]:
     return [Waiting(one, loop.create_future()) for one in work]
 
 
@@ -55,11 +56,11 @@ async def test_a_full_disk_fails_the_group_whole(
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     work = group(loop, write("a"), write("big", "x" * 100_000), write("b"))
-    answers = list(commit(connection, work))
+    answers = list(Writer(connection).commit(work))
     assert set(kinds(answers)) == {Unavailable}
     assert not connection.in_transaction
     assert names(connection) == []
-    assert kinds(list(commit(connection, group(loop, write("a"))))) == [None]
+    assert kinds(list(Writer(connection).commit(group(loop, write("a"))))) == [None]
 
 
 async def test_a_commit_that_fails_fails_the_group_whole(
@@ -71,7 +72,7 @@ async def test_a_commit_that_fails_fails_the_group_whole(
     connection.execute(
         "CREATE TRIGGER broken AFTER INSERT ON meta BEGIN INSERT INTO child VALUES (1); END"
     )
-    assert kinds(list(commit(connection, group(loop, write("a"), write("b"))))) == [
+    assert kinds(list(Writer(connection).commit(group(loop, write("a"), write("b"))))) == [
         Unavailable,
         Unavailable,
     ]
@@ -83,7 +84,7 @@ async def test_several_late_failures_leave_the_good_ones(
 ) -> None:
     no = Conflict("no")
     work = group(loop, write("a"), write("x", then=no), write("b"), write("y", then=no), write("c"))
-    answers = list(commit(connection, work))
+    answers = list(Writer(connection).commit(work))
     assert kinds(answers) == [None, Conflict, None, Conflict, None]
     assert names(connection) == ["a", "b", "c"]
 
@@ -93,5 +94,49 @@ async def test_a_waiter_that_left_is_not_woken(
 ) -> None:
     work = group(loop, write("a"), write("b"))
     work[0].future.cancel()
-    resolve(commit(connection, work))
+    resolve(Writer(connection).commit(work))
     assert await work[1].future == "b"
+
+
+SAVED = Statement(select(tables.meta.c.value).order_by(tables.meta.c.name), remembers="meta")
+
+
+def look(then: Exception | None = None) -> Transition[list[str]]:
+    rows = yield SAVED({})
+    if then:
+        raise then
+    return [row[0] for row in rows]
+
+
+async def test_what_is_remembered_is_read_again_once_its_table_was_written(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    writer = Writer(connection)
+    reads: list[str] = []
+    connection.set_trace_callback(lambda sql: reads.append(sql) if "SELECT" in sql else None)
+
+    def values(*work: Transition[Any]) -> list[Any]:
+        return [answer.value for answer in writer.commit(group(loop, *work))]
+
+    assert values(look(), look()) == [[], []]
+    assert values(look()) == [[]]
+    assert len(reads) == 1
+    assert values(write("a", "1"), look(), look()) == ["a", ["1"], ["1"]]
+    assert len(reads) == 2
+
+
+async def test_what_was_undone_is_not_remembered(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    writer = Writer(connection)
+
+    def write_and_look() -> Transition[str]:
+        yield INSERT({"name": "x", "value": "bad"})
+        yield from look(then=Conflict("no"))
+        return ""
+
+    answers = writer.commit(group(loop, look(), write_and_look(), look()))
+    assert [answer.value for answer in answers] == [[], None, []]
+    assert kinds(list(answers)) == [None, Conflict, None]
+    connection.execute("PRAGMA query_only = ON")
+    assert kinds(list(writer.commit(group(loop, write("b"))))) == [Unavailable]

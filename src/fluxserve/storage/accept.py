@@ -1,7 +1,6 @@
 """Acceptance, the hot path: a prediction and its first event, within limits, exactly once."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sqlalchemy import bindparam, func, insert, literal_column, select, text
 
@@ -102,7 +101,7 @@ def accept(
     elif not (yield INSERT_ONCE(row)):
         # Another process was faster by less than a transaction; its row is there now.
         return (yield from _earlier(prediction, idempotency)) or prediction
-    yield INSERT_EVENT(encode_event(replace(event, seq=1)))
+    yield INSERT_EVENT(encode_event(event, 1))
     for delivery in deliveries:
         yield INSERT_DELIVERY(encode_delivery(delivery))
     yield from use_blobs(prediction.id, codec.input_blobs(prediction.request))

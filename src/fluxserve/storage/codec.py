@@ -12,6 +12,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any, cast
 
+import msgspec
+
 from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
 from fluxserve.core.prediction import OutputImage
 from fluxserve.core.request import (
@@ -63,8 +65,17 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-# ASCII only: escapes carry lone surrogates and NUL, which the databases would refuse as text.
-_encode = json.JSONEncoder(separators=(",", ":"), default=_plain, check_circular=False).encode
+# Escapes carry NUL, which the databases would refuse as text; half surrogate pairs need ASCII.
+_encode_utf8 = msgspec.json.Encoder(enc_hook=_plain).encode
+_encode_ascii = json.JSONEncoder(separators=(",", ":"), default=_plain, check_circular=False).encode
+_decode = msgspec.json.Decoder().decode
+
+
+def _encode(value: object) -> str:
+    try:
+        return _encode_utf8(value).decode()
+    except UnicodeEncodeError:
+        return _encode_ascii(value)
 
 
 def dump(value: JSON) -> str:
@@ -72,7 +83,10 @@ def dump(value: JSON) -> str:
 
 
 def load(text: str) -> Any:
-    return json.loads(text)
+    try:
+        return _decode(text)
+    except (msgspec.MsgspecError, UnicodeError):
+        return json.loads(text)  # half surrogate pairs; what is damaged raises ValueError
 
 
 # --- dataclasses ---------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.elements import ClauseElement
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ class Compiled(NamedTuple):
 
     sql: str
     pick: Callable[[Mapping[str, Param]], tuple[Param, ...]]
-    writes: bool
+    writes: str  # the table that it changes; "" when it is a SELECT
+    remembers: str  # the table whose rows a writer may remember, see `Statement`
 
 
 class Call(NamedTuple):
@@ -76,22 +77,31 @@ class Statement:
     """A SQLAlchemy Core construct, compiled once per database. Calling it gives a `Call`.
 
     `postgresql` is for the rare construct that the two databases spell by different classes.
+    `remembers` names the one table that a SELECT reads, where it is read at every acceptance and
+    seldom written: a database that has a single writer answers it from memory until then.
     """
 
-    def __init__(self, construct: Executable, postgresql: Executable | None = None) -> None:
+    def __init__(
+        self,
+        construct: Executable,
+        postgresql: Executable | None = None,
+        *,
+        remembers: str = "",
+    ) -> None:
         self._construct = construct
         self._postgresql = construct if postgresql is None else postgresql
+        self._remembers = remembers
 
     def __call__(self, params: Mapping[str, Param]) -> Call:
         return Call(self, params)
 
     @cached_property
     def sqlite(self) -> Compiled:
-        return _compiled(self._construct, SQLITE)
+        return _compiled(self._construct, SQLITE, self._remembers)
 
     @cached_property
     def postgresql(self) -> Compiled:
-        return _compiled(self._postgresql, POSTGRESQL)
+        return _compiled(self._postgresql, POSTGRESQL, self._remembers)
 
 
 class Database(Protocol):
@@ -107,6 +117,10 @@ class Database(Protocol):
         """One transaction; what the transition raises is raised here, with nothing written."""
         ...
 
+    async def fetch(self, call: Call) -> Rows:
+        """One SELECT of a few rows by an index, without the ceremony of `read`."""
+        ...
+
     async def read(self, transition: Transition[T]) -> T:
         """SELECTs of a few rows by an index; each sees what was committed by then."""
         ...
@@ -116,12 +130,15 @@ class Database(Protocol):
         ...
 
 
-def _compiled(construct: Executable, dialect: Dialect) -> Compiled:
+def _compiled(construct: Executable, dialect: Dialect, remembers: str) -> Compiled:
     compiled = cast(SQLCompiler, cast(ClauseElement, construct).compile(dialect=dialect))
     names = tuple(compiled.positiontup or ())
     # Values written into the construct itself (limits, literals) travel as parameters too.
     fixed = {name: value for name, value in compiled.params.items() if value is not None}
-    return Compiled(str(compiled), _picker(names, fixed), isinstance(construct, UpdateBase))
+    writes = ""
+    if isinstance(construct, Insert | Update | Delete):
+        writes = str(construct.table)
+    return Compiled(str(compiled), _picker(names, fixed), writes, remembers)
 
 
 def _picker(

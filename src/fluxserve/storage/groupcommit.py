@@ -12,14 +12,18 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from fluxserve.core.errors import Unavailable
-from fluxserve.storage.database import Param, Transition
+from fluxserve.storage.database import Param, Rows, Transition
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+REMEMBERED_MAX = 1000  # selects of one table
+
+Values: TypeAlias = tuple[Param, ...]
 
 
 class Waiting(NamedTuple):
@@ -37,87 +41,120 @@ class Answer(NamedTuple):
     error: Exception | None
 
 
-Written = list[tuple[str, tuple[Param, ...]]]  # what was written so far, to be written again
-
-
 class Broken(Exception):
     """SQLite gave up the whole transaction: disk full, I/O error."""
 
 
-def drive(cursor: sqlite3.Cursor, transition: Transition[T], written: Written | None = None) -> T:
-    """Feed a transition with rows until it returns; raises what it raises."""
+def drive(cursor: sqlite3.Cursor, transition: Transition[T]) -> T:
+    """Feed a transition that only reads with rows until it returns; raises what it raises."""
     execute, fetch = cursor.execute, cursor.fetchall
     try:
         statement, params = next(transition)
         while True:
-            sql, pick, writes = statement.sqlite
-            values = pick(params)
-            execute(sql, values)
-            rows = fetch()
-            if writes and written is not None:
-                written.append((sql, values))
-            statement, params = transition.send(rows)
+            sql, pick, _, _ = statement.sqlite
+            execute(sql, pick(params))
+            statement, params = transition.send(fetch())
     except StopIteration as end:
         return cast(T, end.value)
     finally:
         transition.close()
 
 
-def commit(connection: sqlite3.Connection, group: Sequence[Waiting]) -> Sequence[Answer]:
-    """Run `group` in one transaction; whoever fails leaves no trace, the others stand."""
-    cursor = connection.cursor()
-    try:
-        cursor.execute("BEGIN IMMEDIATE")
-        answers = _run(connection, cursor, group)
-        cursor.execute("COMMIT")
-    except (sqlite3.Error, Broken) as error:
-        log.error("a commit of %d transitions failed: %s", len(group), error)
-        if connection.in_transaction:
-            cursor.execute("ROLLBACK")
-        for waiting in group:
-            waiting.transition.close()
-        refusal = Unavailable(f"the database cannot be written: {error}")
-        return [Answer(waiting.future, None, refusal) for waiting in group]
-    return answers
+class Writer:
+    """The one connection that writes."""
 
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._written: list[tuple[str, Values]] = []  # in this group, to be written again
+        self._guarded = False  # by savepoints, since one of the group failed after it wrote
+        self._remembered: dict[str, dict[tuple[str, Values], Rows]] = {}  # by table
 
-def _run(
-    connection: sqlite3.Connection, cursor: sqlite3.Cursor, group: Sequence[Waiting]
-) -> list[Answer]:
-    written: Written = []
-    guarded = False  # by savepoints, since one failed after it wrote
-    answers: list[Answer] = []
-    for transition, future in group:
-        if guarded:
-            cursor.execute("SAVEPOINT one")
-        mark, changes = len(written), connection.total_changes
+    def commit(self, group: Sequence[Waiting]) -> Sequence[Answer]:
+        """Run `group` in one transaction; whoever fails leaves no trace, the others stand."""
+        self._written.clear()
+        self._guarded = False
+        cursor = self._cursor
         try:
-            answers.append(Answer(future, drive(cursor, transition, written), None))
+            cursor.execute("BEGIN IMMEDIATE")
+            answers = [self._answer(waiting) for waiting in group]
+            cursor.execute("COMMIT")
+        except (sqlite3.Error, Broken) as error:
+            log.error("a commit of %d transitions failed: %s", len(group), error)
+            self._remembered.clear()
+            if self._connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            for waiting in group:
+                waiting.transition.close()
+            refusal = Unavailable(f"the database cannot be written: {error}")
+            return [Answer(waiting.future, None, refusal) for waiting in group]
+        return answers
+
+    def _answer(self, waiting: Waiting) -> Answer:
+        transition, future = waiting
+        if self._guarded:
+            self._cursor.execute("SAVEPOINT one")
+        mark, changes = len(self._written), self._connection.total_changes
+        try:
+            answer = Answer(future, self._drive(transition), None)
         except Exception as error:
-            answers.append(Answer(future, None, explained(error)))
-            if not connection.in_transaction:
+            if not self._connection.in_transaction:
                 raise Broken(str(error)) from error
-            if connection.total_changes != changes:
-                del written[mark:]
-                _undo(cursor, written, guarded)
-                guarded = True
-                continue
-        if guarded:
+            if self._connection.total_changes != changes:
+                del self._written[mark:]
+                self._undo()
+                return Answer(future, None, explained(error))
+            answer = Answer(future, None, explained(error))
+        if self._guarded:
+            self._cursor.execute("RELEASE one")
+        return answer
+
+    def _drive(self, transition: Transition[T]) -> T:
+        execute, fetch, written = self._cursor.execute, self._cursor.fetchall, self._written
+        try:
+            statement, params = next(transition)
+            while True:
+                sql, pick, writes, remembers = statement.sqlite
+                values = pick(params)
+                if remembers:
+                    rows = self._remember(remembers, sql, values)
+                else:
+                    execute(sql, values)
+                    rows = fetch()
+                    if writes:
+                        written.append((sql, values))
+                        if writes in self._remembered:
+                            del self._remembered[writes]
+                statement, params = transition.send(rows)
+        except StopIteration as end:
+            return cast(T, end.value)
+        finally:
+            transition.close()
+
+    def _remember(self, table: str, sql: str, values: Values) -> Rows:
+        """The rows of a SELECT, read again only after its table was written."""
+        known = self._remembered.setdefault(table, {})
+        rows = known.get((sql, values))
+        if rows is None:
+            if len(known) >= REMEMBERED_MAX:
+                known.clear()
+            rows = known[sql, values] = self._cursor.execute(sql, values).fetchall()
+        return rows
+
+    def _undo(self) -> None:
+        """Take back what the last transition changed."""
+        cursor = self._cursor
+        self._remembered.clear()
+        if self._guarded:
+            cursor.execute("ROLLBACK TO one")
             cursor.execute("RELEASE one")
-    return answers
-
-
-def _undo(cursor: sqlite3.Cursor, written: Written, guarded: bool) -> None:
-    """Take back what the last transition changed."""
-    if guarded:
-        cursor.execute("ROLLBACK TO one")
-        cursor.execute("RELEASE one")
-        return
-    cursor.execute("ROLLBACK")
-    cursor.execute("BEGIN IMMEDIATE")
-    for sql, values in written:
-        cursor.execute(sql, values)
-        cursor.fetchall()
+            return
+        self._guarded = True
+        cursor.execute("ROLLBACK")
+        cursor.execute("BEGIN IMMEDIATE")
+        for sql, values in self._written:
+            cursor.execute(sql, values)
+            cursor.fetchall()
 
 
 def resolve(answers: Sequence[Answer]) -> None:

@@ -49,7 +49,8 @@ PRICES_FOR = Statement(
     select(*PRICE_COLUMNS).where(
         or_(R.model == bindparam("of_model"), R.model == literal_column("'*'")),
         or_(R.channel == bindparam("at_channel"), R.channel == literal_column("'*'")),
-    )
+    ),
+    remembers="price",
 )
 PRICE = Statement(select(*PRICE_COLUMNS).where(R.id == bindparam("price")))
 PRICES = Statement(select(*PRICE_COLUMNS).order_by(R.valid_from.desc(), R.id))

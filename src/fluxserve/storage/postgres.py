@@ -18,7 +18,7 @@ import asyncpg
 
 from fluxserve.core.errors import StartupError, Unavailable
 from fluxserve.storage import schema
-from fluxserve.storage.database import POSTGRESQL, Transition
+from fluxserve.storage.database import POSTGRESQL, Call, Rows, Transition
 
 T = TypeVar("T")
 
@@ -73,6 +73,15 @@ class PostgresDatabase:
         except TROUBLES as error:
             raise Unavailable(f"the database does not answer: {_reason(error)}") from error
 
+    async def fetch(self, call: Call) -> Rows:
+        sql, pick, _, _ = call.statement.postgresql
+        try:
+            async with self._acquire() as connection:
+                records: Sequence[Any] = await connection.fetch(sql, *pick(call.params))
+        except TROUBLES as error:
+            raise Unavailable(f"the database does not answer: {_reason(error)}") from error
+        return [tuple(record) for record in records]
+
     async def read(self, transition: Transition[T]) -> T:
         try:
             async with self._acquire() as connection:
@@ -94,7 +103,7 @@ async def _drive(connection: Any, transition: Transition[T]) -> T:
     try:
         statement, params = next(transition)
         while True:
-            sql, pick, _ = statement.postgresql
+            sql, pick, _, _ = statement.postgresql
             records: Sequence[Any] = await connection.fetch(sql, *pick(params))
             statement, params = transition.send([tuple(record) for record in records])
     except StopIteration as end:

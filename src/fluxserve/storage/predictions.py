@@ -4,16 +4,17 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, bindparam, func, select, text, tuple_
 
 from fluxserve.core.deliveries import Delivery
+from fluxserve.core.errors import NotFound
 from fluxserve.core.events import Event
 from fluxserve.core.ports import Idempotency, Lease, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import BlobRef
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import QueueGauge, accept
-from fluxserve.storage.database import Database, Param, Statement, Transition
+from fluxserve.storage.database import Database, Param, Row, Statement, Transition
 from fluxserve.storage.records import (
     EVENT_COLUMNS,
     PREDICTION_COLUMNS,
@@ -24,6 +25,7 @@ from fluxserve.storage.records import (
 P = tables.prediction.c
 E = tables.event.c
 
+RECENT_MAX = 1024  # predictions kept decoded, some 3 kB each
 SWEEP_MAX = 1000  # rows one look for lost or late predictions returns; the next look goes on
 
 EVENTS = Statement(
@@ -46,27 +48,57 @@ OVERDUE = Statement(
     .limit(bindparam("most"))
 )
 AHEAD_MAX = 1000  # counting further would cost every look at a waiting prediction dearly
+# In the order of the index: the higher priorities, then what is older among equals. Each count
+# stops at its limit, so that looking costs as much as there is before one and no more.
+_HIGHER = (
+    select(P.id)
+    .where(
+        transitions.IS_QUEUED,
+        P.engine == bindparam("of_engine"),
+        P.priority > bindparam("own_priority"),
+    )
+    .limit(AHEAD_MAX)
+    .subquery()
+)
+_OLDER = (
+    select(P.id)
+    .where(
+        transitions.IS_QUEUED,
+        P.engine == bindparam("of_engine"),
+        P.priority == bindparam("own_priority"),
+        tuple_(P.created_at, P.id) < tuple_(bindparam("since"), bindparam("own_id")),
+    )
+    .limit(AHEAD_MAX)
+    .subquery()
+)
 AHEAD = Statement(
-    select(func.count()).select_from(
-        select(P.id)
-        .where(
-            transitions.IS_QUEUED,
-            P.engine == bindparam("of_engine"),
-            or_(
-                P.priority > bindparam("own_priority"),
-                and_(
-                    P.priority == bindparam("own_priority"),
-                    or_(
-                        P.created_at < bindparam("since"),
-                        and_(P.created_at == bindparam("since"), P.id < bindparam("own_id")),
-                    ),
-                ),
-            ),
-        )
-        .limit(AHEAD_MAX)
-        .subquery()
+    select(
+        select(func.count()).select_from(_HIGHER).scalar_subquery(),
+        select(func.count()).select_from(_OLDER).scalar_subquery(),
     )
 )
+
+
+class Recent:
+    """Rows read lately and the predictions they are: a row that has not changed is decoded once.
+
+    Clients poll. The same object for the same row also tells them that an answer still holds.
+    """
+
+    def __init__(self, size_max: int = RECENT_MAX) -> None:
+        self._size_max = size_max
+        self._kept: dict[str, tuple[Row, Prediction]] = {}
+
+    def decoded(self, row: Row) -> Prediction:
+        """`row` holds PREDICTION_COLUMNS."""
+        kept = self._kept.get(row[0])
+        if kept is not None and kept[0] == row:
+            return kept[1]
+        prediction = decode_prediction(row)
+        if kept is None and len(self._kept) >= self._size_max:
+            del self._kept[next(iter(self._kept))]
+        self._kept[prediction.id] = (row, prediction)
+        return prediction
 
 
 class SqlPredictionStore:
@@ -75,6 +107,7 @@ class SqlPredictionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queue = QueueGauge()
+        self._recent = Recent()
 
     async def add(
         self,
@@ -98,7 +131,10 @@ class SqlPredictionStore:
         )
 
     async def get(self, prediction_id: str) -> Prediction:
-        return await self._database.read(transitions.get(prediction_id))
+        rows = await self._database.fetch(transitions.GET({"prediction_id": prediction_id}))
+        if not rows:
+            raise NotFound("no such prediction")
+        return self._recent.decoded(rows[0])
 
     async def page(self, query: Query) -> Sequence[Prediction]:
         return await self._database.scan(_page(query))
@@ -177,7 +213,7 @@ def _ahead(prediction: Prediction) -> Transition[int]:
             "own_id": prediction.id,
         }
     )
-    return int(rows[0][0])
+    return min(AHEAD_MAX, int(rows[0][0]) + int(rows[0][1]))
 
 
 def _page(query: Query) -> Transition[Sequence[Prediction]]:

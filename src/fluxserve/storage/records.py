@@ -121,10 +121,11 @@ def encode_prediction(
     }
 
 
-def encode_event(event: Event) -> Mapping[str, Param]:
+def encode_event(event: Event, seq: int) -> Mapping[str, Param]:
+    """`event` as number `seq` of its prediction."""
     return {
         "prediction_id": event.prediction_id,
-        "seq": event.seq,
+        "seq": seq,
         "kind": event.kind.value,
         "at": codec.to_micros(event.at),
         "data": codec.encode_map(event.data),

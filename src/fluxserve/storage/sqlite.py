@@ -19,9 +19,9 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar, cast
 
 from fluxserve.core.errors import StartupError, Unavailable
-from fluxserve.storage.database import Transition
+from fluxserve.storage.database import Call, Rows, Transition
 from fluxserve.storage.flushing import flush
-from fluxserve.storage.groupcommit import Waiting, commit, drive, explained, resolve
+from fluxserve.storage.groupcommit import Waiting, Writer, drive, explained, resolve
 from fluxserve.storage.lock import DirectoryLock
 from fluxserve.storage.schema import bring_up_to_date
 
@@ -76,6 +76,15 @@ class SqliteDatabase:
         future = self._loop.create_future()
         self._waiting.put(Waiting(transition, future))
         return cast(T, await future)
+
+    async def fetch(self, call: Call) -> Rows:
+        if self._reading is None:
+            return await self.run(_fetched(call))
+        sql, pick, _, _ = call.statement.sqlite
+        try:
+            return self._reading.execute(sql, pick(call.params)).fetchall()
+        except sqlite3.Error as error:
+            raise explained(error) from error
 
     async def read(self, transition: Transition[T]) -> T:
         if self._reading is None:
@@ -142,11 +151,11 @@ class SqliteDatabase:
     def _write(self) -> None:
         assert self._writing is not None
         assert self._loop is not None
-        open_ = True
+        writer, open_ = Writer(self._writing), True
         while open_:
             batch, open_ = self._next_batch()
             if batch:
-                answers = commit(self._writing, batch)
+                answers = writer.commit(batch)
                 self._loop.call_soon_threadsafe(resolve, answers)
 
     def _next_batch(self) -> tuple[Sequence[Waiting], bool]:
@@ -162,6 +171,10 @@ class SqliteDatabase:
             except Empty:
                 return batch, True
         return batch, False
+
+
+def _fetched(call: Call) -> Transition[Rows]:
+    return (yield call)
 
 
 def _read(connection: sqlite3.Connection, transition: Transition[T]) -> T:

@@ -330,8 +330,7 @@ def _blobs(prediction: Prediction) -> tuple[BlobRef, ...]:
 
 
 def _record(event: Event, seq: int, deliveries: Iterable[Delivery]) -> Transition[Event]:
-    numbered = replace(event, seq=seq)
-    yield INSERT_EVENT(encode_event(numbered))
+    yield INSERT_EVENT(encode_event(event, seq))
     for delivery in deliveries:
         yield INSERT_DELIVERY(encode_delivery(delivery))
-    return numbered
+    return replace(event, seq=seq)
