@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fluxserve.core.errors import Rule
 from fluxserve.core.request import JSON
-from fluxserve.core.schema import Checked, Field, Kind, check, kind_of
+from fluxserve.core.schema import Checked, Field, Kind, _check_each, check, kind_of
 
 FIELDS = (
     Field(name="prompt", kind=Kind.STRING, required=True, max_length=10),
@@ -102,3 +102,19 @@ def test_a_field_prints_as_json_schema() -> None:
         "nullable": True,
     }
     assert FIELDS[6].json_schema()["items"] == {"type": "string", "format": "uri"}
+
+
+NAMES = st.sampled_from([field.name for field in FIELDS] + ["other"])
+GOOD = st.sampled_from(["x", "png", 4, 4.0, 2.5, True, [], ["a"], {}, "4", " TRUE ", 1e300])
+
+
+@given(st.dictionaries(NAMES, JSONS | GOOD, max_size=5), st.booleans(), st.booleans())
+def test_the_quick_way_and_the_thorough_one_say_the_same(
+    body: dict[str, JSON], lenient: bool, unknown: bool
+) -> None:
+    quick = check(FIELDS, body, parent="input", lenient=lenient, unknown=unknown)
+    thorough = _check_each(FIELDS, body, "input", lenient, unknown)
+    assert quick == thorough
+    kinds = {name: type(value) for name, value in thorough.values.items()}
+    assert {name: type(value) for name, value in quick.values.items()} == kinds
+    assert list(quick.values) == list(thorough.values)
