@@ -69,6 +69,18 @@ async def test_a_prediction_is_made_and_everything_is_written_down(bench: Bench)
     assert kinds == [EventKind.QUEUED, EventKind.STARTED, EventKind.OUTPUT, EventKind.FINISHED]
 
 
+async def test_work_begins_as_soon_as_the_engine_can(bench: Bench) -> None:
+    bench.engine.trouble = "the model is being loaded"
+    dispatcher = bench.dispatcher(poll_s=60.0)
+    await dispatcher.start()
+    prediction = await create(bench)
+    await asyncio.sleep(0.1)
+    assert not bench.engine.jobs
+    bench.engine.trouble = None
+    assert (await finished(bench, prediction)).status is S.SUCCEEDED
+    await dispatcher.stop()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

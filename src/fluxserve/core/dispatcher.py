@@ -52,6 +52,7 @@ class Patience:
     lease_s: float = 30.0  # a worker silent for this long is taken for dead
     heartbeat_s: float = 7.0
     poll_s: float = 1.0  # the bus is a hint: look for work this often anyway
+    trouble_s: float = 0.05  # an engine that cannot work, or not yet, is asked again this soon
     job_s: float = 1800.0  # a job that runs longer has failed
     drain_s: float = 20.0  # a stop waits this long for running jobs, then puts them back
     attempts_max: int = 5  # starts of one prediction before it counts as failed
@@ -151,14 +152,17 @@ class Dispatcher:
     async def _claim_forever(self) -> None:
         while not self._is_stopping:
             self._wake.clear()
-            if self.engine.trouble is None:
+            is_able = self.engine.trouble is None
+            if is_able:
                 try:
                     await self._claim_all()
                 except Exception:
                     log.exception("claiming for %s failed; trying again", self.engine.name)
             # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience.poll_s):
+                # Nobody tells when an engine comes to be able; asking it costs nothing.
+                pause_s = self._patience.poll_s if is_able else self._patience.trouble_s
+                async with asyncio.timeout(pause_s):
                     await self._wake.wait()
 
     async def _claim_all(self) -> None:

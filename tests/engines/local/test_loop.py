@@ -111,6 +111,8 @@ class Bench:
         self.kept: list[tuple[str, int]] = []
         self.held: list[Callable[[], None]] = []  # work of a lane that was told to wait
         self.is_holding = False
+        self.spare = 0  # pieces of work for when there is nothing else to do
+        self.rested: list[tuple[str, ...]] = []  # who was there when one was done
         self._now = 0.0
         costs = {"scripted": CostModel(Coefficients(1.0, 0.01, 0.0001, 0.0))}
         self.loop = Loop(
@@ -121,6 +123,7 @@ class Bench:
             send=lambda message, blobs: self.said.append(message),
             keep=self._keep,
             clock=self._clock,
+            spare=self._rest,
         )
 
     def give(self, work: Callable[[], None]) -> None:
@@ -132,6 +135,13 @@ class Bench:
     def _keep(self, job_id: str, index: int, image: EncodedImage) -> str:
         self.kept.append((job_id, index))
         return f"{job_id}-{index}"
+
+    def _rest(self) -> bool:
+        if not self.spare:
+            return False
+        self.spare -= 1
+        self.rested.append(tuple(self.loop._runs))
+        return True
 
     def _clock(self) -> float:
         self._now += 0.01
@@ -320,3 +330,23 @@ def test_the_notes_of_a_plan_reach_the_log(bench: Bench) -> None:
     bench.order("j0", "note")
     bench.finish()
     assert [m.text for m in bench.said if isinstance(m, Note)] == ["noted"]
+
+
+def test_spare_work_is_done_while_there_is_no_job_and_never_beside_one(bench: Bench) -> None:
+    bench.spare = 9
+    assert not bench.loop.turn(wait=True)
+    assert bench.spare == 8
+    bench.is_holding = True
+    bench.order("j")
+    bench.loop.turn(wait=False)  # it is in the encoding lane now
+    bench.held.pop()()
+    while bench.held or not bench.ended():
+        bench.loop.turn(wait=True)
+        for work in bench.held:
+            work()
+        bench.held.clear()
+    while bench.spare:
+        bench.loop.turn(wait=True)
+    assert bench.rested == [()] * 9
+    bench.loop.stop()
+    bench.loop.run()

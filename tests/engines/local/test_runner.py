@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fluxserve.engines.local.cost import CostModel
 from fluxserve.engines.local.pipelines import Pipeline
-from fluxserve.engines.local.runner import Runner
+from fluxserve.engines.local.runner import Calibration, Runner, expected_cost
 from fluxserve.engines.local.turns import Turns
 from fluxserve.flux import weights
 from fluxserve.flux.folder import embedded_folder
@@ -67,3 +68,30 @@ def test_8_bits_are_told_whatever_was_asked_for() -> None:
 
 def test_a_token_of_flux_takes_700_kilobytes() -> None:
     assert memory_bytes(FLUX_KONTEXT_DEV.transformer, 1, 2) == 700_416
+
+
+def test_step_times_are_measured_one_forward_at_a_call(model: Model) -> None:
+    cost = CostModel(expected_cost(model.spec, "cpu"))
+    measure = Calibration(model, cost, Turns(shared=False))
+    calls = 0
+    while measure():
+        calls += 1
+        assert cost.version == 0
+    assert calls >= 9  # a first one, and four shapes twice
+    assert cost.version == 1
+    assert not measure()
+    assert cost.coefficients != expected_cost(model.spec, "cpu")
+
+
+def test_a_device_that_cannot_be_measured_works_by_what_is_expected(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> float:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("fluxserve.flux.sample.rehearse", full)
+    cost = CostModel(expected_cost(model.spec, "cpu"))
+    measure = Calibration(model, cost, Turns(shared=False))
+    assert not measure()
+    assert not measure()
+    assert cost.version == 0

@@ -6,6 +6,7 @@ The server starts it; it speaks over the socket it inherits and ends when that i
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import logging
 import os
@@ -98,6 +99,7 @@ class Spool:
 def main(arguments: Sequence[str]) -> int:
     said = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    gc.disable()  # until the model is loaded: all that is imported stays
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when we end
     os.putenv("GOMP_SPINCOUNT", OPENMP_SPINS)  # read when torch is loaded
     with socket.socket(fileno=said.fd) as connection:
@@ -131,7 +133,7 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     from fluxserve.engines.local.loop import Loop
     from fluxserve.engines.local.pipelines import Pipeline
     from fluxserve.engines.local.policy import Policy
-    from fluxserve.engines.local.runner import Runner, calibrate
+    from fluxserve.engines.local.runner import Calibration, Runner, expected_cost
     from fluxserve.engines.local.scheduler import Scheduler
     from fluxserve.flux.folder import WeightsError
 
@@ -144,7 +146,8 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     is_shared = model.device.type == "cuda"
     turns.append(Turns(shared=is_shared))
     runner = Runner(Pipeline(model, turns[0]), turns[0], memory_max_bytes=spare_bytes // 2)
-    costs[runner.batch_class] = calibrate(model)
+    cost = CostModel(expected_cost(model.spec, model.device.type))
+    costs[runner.batch_class] = cost
     policy = Policy(rows_max=said.rows_max) if said.rows_max else Policy()
     lanes = [Lane(name, model.device, torch.get_num_threads()) for name in ("encode", "decode")]
     loop = Loop(
@@ -156,10 +159,13 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
         keep=Spool(said.spool).keep,
         clock=time.monotonic,
         preview_steps=said.preview_steps,
+        spare=Calibration(model, cost, turns[0]),
     )
     for lane in lanes:
         lane.start()
     Thread(target=_listen, args=(connection, loop), name="listen", daemon=True).start()
+    gc.freeze()
+    gc.enable()
     facts = runner.facts()
     voice(
         Ready(

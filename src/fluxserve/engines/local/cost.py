@@ -1,4 +1,4 @@
-"""How long a forward takes, told from its shapes: fitted at start-up, kept true by every step.
+"""How long a forward takes, told from its shapes: fitted when idle, kept true by every step.
 
 A forward over samples with `rows` token rows each, whose rows attend to `keys` keys each, takes
 
@@ -192,10 +192,18 @@ class CostModel:
     def fitted(cls, timings: Sequence[Timing]) -> "CostModel":
         """From timed shapes, as a rule `calibration_shapes`; several of one shape average."""
         model = cls(fit(timings))
-        for timing in timings:
-            model._remember(timing.load, timing.seconds)
-        model._error = model._misfit()
+        model.learn(timings)
         return model
+
+    def learn(self, timings: Sequence[Timing]) -> None:
+        """Fit anew, to timed shapes and to what is remembered of steps."""
+        for timing in timings:
+            self._remember(timing.load, timing.seconds)
+        known = [Timing(load, seconds) for load, seconds in self._remembered.items()]
+        is_enough = len(timings) >= len(Load._fields)
+        self.coefficients = fit(known, prior=None if is_enough else self.coefficients)
+        self._error = self._misfit()
+        self.version += 1
 
     @property
     def error(self) -> float:

@@ -63,12 +63,15 @@ class Loop(Generic[H]):
         keep: Keep,
         clock: Callable[[], float],
         preview_steps: int = 0,
+        spare: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`spare`: a short piece of work for when there is no job; False: there is none left."""
         self._worker = worker
         self._scheduler = scheduler
         self._encoding, self._decoding = encoding, decoding
         self._send, self._keep, self._clock = send, keep, clock
         self._preview_steps = preview_steps
+        self._spare = spare
         self._inbox: SimpleQueue[News[H]] = SimpleQueue()
         self._runs: dict[str, Run[H]] = {}
         self._forecasts: Mapping[str, Forecast] = {}
@@ -99,7 +102,7 @@ class Loop(Generic[H]):
         now = self._clock()
         step = self._scheduler.schedule(now)
         if step is None:
-            if wait and not self._is_stopping:
+            if wait and not self._is_stopping and (self._runs or not self._spare()):
                 self._take(self._inbox.get())
             return False
         self._foresee(now)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from fluxserve.core.request import JSON
 from fluxserve.engines.local.cost import (
     Coefficients,
     CostModel,
-    Load,
+    Shape,
     Timing,
     calibration_shapes,
     load_of,
@@ -33,6 +33,8 @@ from fluxserve.flux.skips import FP8, REF_KV
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.weights import Model
 
+log = logging.getLogger(__name__)
+
 # What a step costs before the first one was timed. GPU: what the best published servers reach in
 # bfloat16; CPU: two cores with AVX2. The model corrects itself from the first step on.
 _RATES = {
@@ -42,7 +44,7 @@ _RATES = {
 }  # flop/s of GEMM, flop/s of attention, bytes/s, seconds for every forward
 
 
-# A measurement at start-up ends after so many seconds, whatever is left to measure.
+# A measurement ends after so many seconds, whatever is left to measure.
 CALIBRATION_S = 1.5
 CALIBRATION_ROWS = {"cuda": 6144, "mps": 2048, "cpu": 768}
 
@@ -60,25 +62,52 @@ def expected_cost(spec: ModelSpec, device_type: str) -> Coefficients:
     )
 
 
-def calibrate(model: Model) -> CostModel:
-    """Time forwards of several shapes, the smaller ones first, and fit the cost model to them."""
-    device = model.device.type
-    cost = CostModel(expected_cost(model.spec, device))
-    shapes = calibration_shapes(CALIBRATION_ROWS.get(device, CALIBRATION_ROWS["cpu"]))
-    ordered = sorted(shapes, key=lambda forward: sum(shape.rows for shape in forward))
-    began = time.perf_counter()
-    timings = []
-    sample.rehearse(model, [shape.rows for shape in ordered[0]])  # the first one is never typical
-    for forward in ordered:
-        seconds = min(sample.rehearse(model, [shape.rows for shape in forward]) for _ in range(2))
-        timings.append(Timing(load_of(forward), seconds))
-        if time.perf_counter() - began > CALIBRATION_S:
-            break
-    if len(timings) >= len(Load._fields):
-        return CostModel.fitted(timings)
-    for timing in timings:
-        cost.observe(timing.load, timing.seconds)
-    return cost
+class Calibration:
+    """Times forwards of several shapes when there is nothing else to do, one at each call.
+
+    The smaller ones first; then the cost model learns from them. Until then it goes by what a
+    device of this kind can be expected to do, and by the steps it has seen.
+    """
+
+    def __init__(self, model: Model, cost: CostModel, turns: Turns) -> None:
+        self._model, self._cost, self._turns = model, cost, turns
+        self._work = self._forwards()
+
+    def __call__(self) -> bool:
+        """Time one more; False when nothing is left. DeviceLost."""
+        try:
+            with self._turns:
+                next(self._work)
+        except StopIteration:
+            return False
+        except RuntimeError as error:
+            understood = _understood(error)
+            if isinstance(understood, DeviceLost):
+                raise understood from error
+            log.warning("the step times of this device could not be measured: %s", error)
+            return False
+        return True
+
+    def _forwards(self) -> Iterator[None]:
+        device = self._model.device.type
+        shapes = calibration_shapes(CALIBRATION_ROWS.get(device, CALIBRATION_ROWS["cpu"]))
+        ordered = sorted(shapes, key=lambda forward: sum(shape.rows for shape in forward))
+        self._seconds(ordered[0])  # the first one is never typical
+        yield
+        timings, spent_s = [], 0.0
+        for forward in ordered:
+            found = self._seconds(forward)
+            yield
+            again = self._seconds(forward)
+            yield
+            timings.append(Timing(load_of(forward), min(found, again)))
+            spent_s += found + again
+            if spent_s > CALIBRATION_S:
+                break
+        self._cost.learn(timings)
+
+    def _seconds(self, forward: Sequence[Shape]) -> float:
+        return sample.rehearse(self._model, [shape.rows for shape in forward])
 
 
 class Runner:
