@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fluxserve.core.ports import EncodedImage
 from fluxserve.engines.local.cores import physical_cores
@@ -39,6 +39,7 @@ from fluxserve.engines.local.wire import (
 )
 
 if TYPE_CHECKING:
+    from fluxserve.engines.local.loop import Loop
     from fluxserve.flux.weights import Model
 
 log = logging.getLogger(__name__)
@@ -178,12 +179,16 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     )
     if is_shared:
         torch.cuda.set_stream(stream_of(model.device, priority=-1))
+    _run(loop)
+    return 0
+
+
+def _run(loop: Loop[Any]) -> None:
     try:
         loop.run()
     except DeviceLost:
         log.exception("the device is lost; the process ends and is replaced")
         os._exit(EXIT_LOST)
-    return 0
 
 
 def _load(said: Arguments) -> tuple[Model, int]:
