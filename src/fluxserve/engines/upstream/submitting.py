@@ -50,7 +50,8 @@ class Submitter:
         self._channel = channel
         self._follower = follower
         self._wake = asyncio.Event()
-        self._serving: dict[str, asyncio.Task[None]] = {}
+        # By start and not by id: after a lost lease two starts may meet for a moment.
+        self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
         self._wants_room = False
 
@@ -109,7 +110,7 @@ class Submitter:
                 return
             if not is_resting:
                 task = asyncio.create_task(self._serve(prediction), name=f"send {prediction.id}")
-                self._serving[prediction.id] = task
+                self._serving[prediction.id, prediction.attempt] = task
 
     async def _divert(self, prediction: Prediction) -> bool:
         """While the channel rests: hand on or end what cannot wait; False when it can."""
@@ -154,7 +155,7 @@ class Submitter:
             if not any(attempt.state.is_open for attempt in attempts):
                 await self._desk.refuse(prediction, failure)
         finally:
-            self._serving.pop(prediction.id, None)
+            self._serving.pop((prediction.id, prediction.attempt), None)
             self._has_room()
 
     async def _submit_all(self, prediction: Prediction) -> None:

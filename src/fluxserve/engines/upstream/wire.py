@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urljoin
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import httpx
 import stamina
@@ -25,12 +25,14 @@ from fluxserve.engines.upstream.answers import (
     Refused,
 )
 from fluxserve.engines.upstream.channel import ChannelSpec
+from fluxserve.engines.upstream.lines import Broken, Origin, Overlong, Unconnected
 
 JSON_MAX_BYTES = 16 * 1024 * 1024
 ASK_TIMEOUT_S = 30.0
 REDIRECTS_MAX = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SENTENCE_MAX = 500  # characters of a provider's own words that we pass on
+BARE = {"user-agent": "fluxserve", "accept": "*/*"}  # what goes with a download: never the key
 
 
 class Guard(Protocol):
@@ -115,53 +117,34 @@ class Wire:
     ) -> None:
         """`headers` carry the key: they go to the channel's own host and nowhere else."""
         self.spec = spec
-        self.root = httpx.URL(spec.root)
+        self._headers = {**BARE, **headers}
         self._guard = guard
-        timeout = httpx.Timeout(ASK_TIMEOUT_S, connect=spec.connect_timeout_s)
-        # A provider that closes idle connections late makes lost submissions: keep them short.
-        limits = httpx.Limits(max_connections=200, keepalive_expiry=5.0)
-        self._own = httpx.AsyncClient(
-            headers=dict(headers), timeout=timeout, limits=limits, trust_env=False
-        )
-        self._bare = httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
+        self._base = urlsplit(spec.root).path
+        self._origin = Origin(spec.root, spec.connect_timeout_s)
 
     async def close(self) -> None:
-        await self._own.aclose()
-        await self._bare.aclose()
-
-    def url(self, path: str) -> httpx.URL:
-        return httpx.URL(f"{self.spec.root}{path}")
+        self._origin.close()
 
     def is_own(self, url: str) -> bool:
         """Whether a link leads to the channel's own scheme, host and port."""
-        try:
-            return _origin(httpx.URL(url)) == _origin(self.root)
-        except httpx.InvalidURL:
-            return False
+        return self._origin.has(url)
 
     async def send(self, letter: Letter, token: str) -> Answer:
         """POST one paid submission. Refused when it provably did not happen, else Doubtful."""
-        request = self._own.build_request(
-            "POST",
-            self.url(letter.path),
-            params=dict(letter.params) or None,
-            json=letter.body,
-            data=dict(letter.form) or None,
-            files=list(letter.files) or None,
-            headers={"idempotency-key": token},
-            timeout=httpx.Timeout(self.spec.submit_timeout_s, connect=self.spec.connect_timeout_s),
-        )
+        kind, body = _body(letter.body, letter.form, letter.files)
+        headers = {**self._headers, **kind, "idempotency-key": token}
+        target = self._target(letter.path, letter.params)
         limit_s = self.spec.submit_timeout_s + self.spec.connect_timeout_s
+        cap = self.spec.output_max_bytes * 2
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self._exchange(self._own, request, self.spec.output_max_bytes * 2)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout,
-                httpx.UnsupportedProtocol) as error:  # fmt: skip
+                answer = await self._exchange("POST", target, headers, body, cap)
+        except Unconnected as error:
             text = f"{self.spec.name} cannot be reached"
             raise Refused(Refusal.UNREACHABLE, text) from error
-        except (httpx.TransportError, TimeoutError, PollLie) as error:
-            what = type(error).__name__ if not isinstance(error, PollLie) else str(error)
-            raise Doubtful(f"the answer of {self.spec.name} was lost ({what})") from error
+        except (Broken, TimeoutError, PollLie) as error:
+            text = f"the answer of {self.spec.name} was lost ({_what(error)})"
+            raise Doubtful(text) from error
         return self._judge(answer)
 
     def _judge(self, answer: Answer) -> Answer:
@@ -190,20 +173,14 @@ class Wire:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """A free call to the channel's own host, of any status but 429 and 5xx: PollTrouble."""
-        request = self._own.build_request(
-            method,
-            self.url(path),
-            params=params,
-            json=body,
-            files=list(files) or None,
-            headers=dict(headers or {}),
-        )
+        kind, content = _body(body, {}, files)
+        sent = {**self._headers, **kind, **(headers or {})}
+        target = self._target(path, params or {})
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S * 2):
-                answer = await self._exchange(self._own, request, JSON_MAX_BYTES)
-        except (httpx.TransportError, TimeoutError) as error:
-            what = type(error).__name__
-            raise PollTrouble(f"{self.spec.name} did not answer ({what})") from error
+                answer = await self._exchange(method, target, sent, content, JSON_MAX_BYTES)
+        except (Unconnected, Broken, TimeoutError) as error:
+            raise PollTrouble(f"{self.spec.name} did not answer ({_what(error)})") from error
         if answer.status == 429 or answer.status >= 500:
             words = f"{self.spec.name}: {answer.sentence()} (HTTP {answer.status})"
             raise PollTrouble(words, retry_after_s=answer.retry_after_s)
@@ -236,13 +213,15 @@ class Wire:
         for _ in range(REDIRECTS_MAX + 1):
             if not self.is_own(url):
                 return await self._foreign(url)
-            request = self._bare.build_request("GET", url)
+            parts = urlsplit(url)
+            target = _quoted(parts._replace(scheme="", netloc="", fragment="").geturl() or "/")
+            cap = self.spec.output_max_bytes
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_S * 4):
-                    answer = await self._exchange(self._bare, request, self.spec.output_max_bytes)
-            except (httpx.TransportError, TimeoutError) as error:
-                what = type(error).__name__
-                raise PollTrouble(f"an output could not be downloaded ({what})") from error
+                    answer = await self._exchange("GET", target, BARE, b"", cap)
+            except (Unconnected, Broken, TimeoutError) as error:
+                text = f"an output could not be downloaded ({_what(error)})"
+                raise PollTrouble(text) from error
             if answer.status not in REDIRECTS:
                 return _whole(answer)
             url = urljoin(url, answer.headers.get("location", ""))
@@ -262,23 +241,19 @@ class Wire:
             raise PollTrouble(f"an output could not be downloaded: {error.message}") from error
 
     async def _exchange(
-        self, client: httpx.AsyncClient, request: httpx.Request, cap: int
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, cap: int
     ) -> Answer:
-        """One request and its whole answer; PollLie when the body exceeds `cap` bytes."""
-        response = await client.send(request, stream=True)
+        """One request and its whole answer; PollLie when that exceeds `cap` bytes."""
         try:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > cap:
-                    raise PollLie(f"the provider's answer is larger than {cap} bytes")
-        finally:
-            await response.aclose()
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(status=response.status_code, headers=headers, body=bytes(body))
+            reply = await self._origin.exchange(method, target, headers, body, cap)
+        except Overlong as error:
+            raise PollLie(f"the provider's answer is {error}") from error
+        return Answer(status=reply.status, headers=reply.headers, body=reply.body)
+
+    def _target(self, path: str, params: Mapping[str, str]) -> str:
+        return _quoted(self._base + path) + (f"?{urlencode(params)}" if params else "")
 
 
-_PORTS = {"http": 80, "https": 443}
 _REFUSALS = {
     401: Refusal.KEY,
     403: Refusal.KEY,
@@ -288,8 +263,28 @@ _REFUSALS = {
 }
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0)
+def _quoted(text: str) -> str:
+    """A path or query as it may stand in a request; what is quoted already stays as it is."""
+    return quote(text, safe="/%:@!$&'()*+,;=?-._~[]")
+
+
+def _body(
+    value: Mapping[str, JSON] | None,
+    form: Mapping[str, str],
+    files: Sequence[tuple[str, tuple[str, bytes, str]]],
+) -> tuple[Mapping[str, str], bytes]:
+    """The body of a request as JSON, a form or nothing, and the header that says which."""
+    if value is not None:
+        return {"content-type": "application/json"}, json.dumps(value).encode()
+    if not form and not files:
+        return {}, b""
+    request = httpx.Request("POST", "http://form", data=dict(form), files=list(files) or None)
+    return {"content-type": request.headers["content-type"]}, request.read()
+
+
+def _what(error: Exception) -> str:
+    """Which trouble it was, for the log."""
+    return str(error) or type(error).__name__
 
 
 def _whole(answer: Answer) -> bytes:
