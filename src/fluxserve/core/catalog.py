@@ -90,7 +90,7 @@ class Catalog:
         return self._cards
 
     def find(self, name: str) -> ModelCard | None:
-        return self._by_name.get(name.strip().lower())
+        return self._by_name.get(name) or self._by_name.get(name.strip().lower())
 
     def card(self, name: str) -> ModelCard:
         """The card behind any public name; UnknownModel."""
@@ -103,7 +103,7 @@ class Catalog:
         """Fill in what was not said; raise InvalidRequest naming every field out of bounds."""
         card = self.card(params.model)
         task = params.task or _task_of(card, params)
-        problems = list(_judge(card, task, params))
+        problems = () if _is_plain(card, task, params) else tuple(_judge(card, task, params))
         if problems:
             raise InvalidRequest.of(problems)
         size = _size(card, task, params)
@@ -162,6 +162,31 @@ def _task_of(card: ModelCard, params: ImageParams) -> Task:
         if task in card.tasks:
             return task
     return Task.EDIT
+
+
+def _is_plain(card: ModelCard, task: Task, params: ImageParams) -> bool:
+    """Whether nothing can be wrong: text to image, every number well within its bounds."""
+    limits = card.limits
+    if task is not Task.TEXT_TO_IMAGE or task not in card.tasks or params.images or params.loras:
+        return False
+    if params.width or params.height or params.negative_prompt:
+        return False
+    prompt, ratio = params.prompt, params.aspect_ratio
+    return (
+        prompt is not None
+        and 0 < len(prompt) <= limits.prompt_max
+        and not prompt.isspace()
+        and (ratio is None or ratio in card.ratios)
+        and _is_within(params.num_steps, limits.num_steps)
+        and _is_within(params.guidance, limits.guidance)
+        and _is_within(params.num_outputs, (1, limits.outputs_max))
+        and _is_within(params.output_quality, (0, 100))
+        and _is_within(params.strength, (0.0, 1.0))
+    )
+
+
+def _is_within(value: float | None, bounds: tuple[float, float]) -> bool:
+    return value is None or bounds[0] <= value <= bounds[1]
 
 
 def _judge(card: ModelCard, task: Task, params: ImageParams) -> Iterable[Problem]:

@@ -109,9 +109,10 @@ class EventBus:
         self.is_closed = False  # the server is going down: nobody should wait any longer
 
     def publish(self, event: Event) -> None:
-        for topic in (event.prediction_id, self.ALL):
-            for subscription in self._subscriptions.get(topic, ()):
-                subscription.put(event)
+        if self._subscriptions:
+            for topic in (event.prediction_id, self.ALL):
+                for subscription in self._subscriptions.get(topic, ()):
+                    subscription.put(event)
         for hook in self._hooks:
             try:
                 hook(event)

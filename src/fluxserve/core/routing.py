@@ -43,11 +43,16 @@ class Router:
         self._is_able = is_able
         self._draw = draw
         self._price = price
+        self._by_card: dict[str, tuple[ModelCard, tuple[Route, ...]]] = {}
 
     def routes(self, card: ModelCard) -> Sequence[Route]:
         """Every route of this card, best first."""
-        fitting = [route for route in self._routes if route.fits(card)]
-        return sorted(fitting, key=lambda route: (-route.priority, -route.weight))
+        known = self._by_card.get(card.id)
+        if known is None or known[0] is not card:
+            fitting = [route for route in self._routes if route.fits(card)]
+            fitting.sort(key=lambda route: (-route.priority, -route.weight))
+            known = self._by_card[card.id] = (card, tuple(fitting))
+        return known[1]
 
     def choose(
         self, card: ModelCard, request: ImageRequest | None = None, *, but: Sequence[str] = ()
@@ -57,7 +62,9 @@ class Router:
         Among routes of one priority those that are cheapest for `request` go first, if the price
         of every one of them is known.
         """
-        fitting = [route for route in self.routes(card) if route.engine not in but]
+        fitting = self.routes(card)
+        if but:
+            fitting = [route for route in fitting if route.engine not in but]
         if not fitting:
             raise Unavailable(
                 f"no engine or upstream serves {card.id}: "
@@ -65,6 +72,8 @@ class Router:
                 field="model",
             )
         able = [route for route in fitting if self._is_able(route.engine)] or fitting
+        if len(able) == 1:
+            return able[0].engine
         top = [route for route in able if route.priority == able[0].priority]
         first = self._cheapest(top, request)
         mark = self._draw() * sum(route.weight for route in first)

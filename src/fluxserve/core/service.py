@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fluxserve.core.access import Caller
@@ -89,7 +89,7 @@ class PredictionService:
             priority=priority,
             deadline_at=at + timedelta(seconds=deadline_s) if deadline_s else None,
         )
-        event = Event(prediction_id=prediction.id, kind=EventKind.QUEUED, at=at)
+        event = Event(prediction_id=prediction.id, kind=EventKind.QUEUED, at=at, seq=1)
         limit = caller.key.concurrency_max if caller.key else 0
         stored = await self._store.add(
             prediction,
@@ -100,7 +100,7 @@ class PredictionService:
             limit or self._admission.concurrency_max,
         )
         if stored.id == prediction.id:
-            self._bus.publish(replace(event, seq=1))
+            self._bus.publish(event)
         return stored
 
     async def get(self, prediction_id: str, caller: Caller | None = None) -> Prediction:

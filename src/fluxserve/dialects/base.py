@@ -9,11 +9,13 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -27,12 +29,15 @@ from fluxserve.core.errors import (
     ErrorCode,
     Failure,
     FluxserveError,
+    InputUnreachable,
     InvalidRequest,
+    NotFound,
     Problem,
     Rule,
     TooLarge,
 )
 from fluxserve.core.events import EventBus
+from fluxserve.core.ids import parse_id
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
 from fluxserve.core.money import MoneyStore, PriceBook
@@ -47,6 +52,8 @@ from fluxserve.dialects.wire import Answer
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+# An uploaded file under any mount: 26 letters of base 32.
+FILE_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/files/([0-7][0-9a-hjkmnp-tv-z]{25})")
 
 
 class Secrets(Protocol):
@@ -176,18 +183,28 @@ def answering(
         async def answer(request: Request) -> Response:
             try:
                 return await handler(request)
-            except FluxserveError as problem:
-                return failed(problem.failure(), error, headers)
-            except ClientDisconnect:
-                return Response(status_code=499)
-            except Exception:
-                log.exception("%s %s failed", request.method, request.url.path)
-                text = "an unforeseen error; the server's log says more"
-                return failed(Failure(code=ErrorCode.INTERNAL, message=text), error, headers)
+            except Exception as problem:
+                return raised(request, problem, error, headers)
 
         return answer
 
     return decorate
+
+
+def raised(
+    request: Request,
+    problem: Exception,
+    error: ErrorShape,
+    headers: Callable[[Failure], Mapping[str, str]] | None = None,
+) -> Response:
+    """The answer for whatever a handler raised; what nobody foresaw is logged."""
+    if isinstance(problem, FluxserveError):
+        return failed(problem.failure(), error, headers)
+    if isinstance(problem, ClientDisconnect):
+        return Response(status_code=499)
+    log.error("%s %s failed", request.method, request.url.path, exc_info=problem)
+    text = "an unforeseen error; the server's log says more"
+    return failed(Failure(code=ErrorCode.INTERNAL, message=text), error, headers)
 
 
 def failed(
@@ -349,15 +366,30 @@ def bearer(request: Request, *schemes: str) -> str | None:
     return secret.strip() or None if scheme.lower() in wanted else None
 
 
-async def take_image(services: Services, value: str, field_name: str) -> ImageInput:
+async def take_image(
+    services: Services, value: str, field_name: str, caller: Caller | None = None
+) -> ImageInput:
     """An input picture as dialects get it: a URL is judged, inline bytes are checked and stored.
 
+    `caller` may use the uploads that are his own; None: the dialect has seen to that before.
     InvalidRequest, InputUnreachable (a private address, say) or TooLarge, naming the field.
     """
     text = value.strip()
     if text[:8].lower().startswith(("http://", "https://")):
         if len(text) > 8192:
             raise InvalidRequest("a URL of at most 8192 characters", field=field_name)
+        if caller is not None:
+            await check_upload(services, text, field_name, caller)
         await services.intake.check_url(text, field_name)
         return ImageInput(url=text)
     return await services.intake.take_text(text, field_name)
+
+
+async def check_upload(services: Services, url: str, field_name: str, caller: Caller) -> None:
+    """Another key's upload is refused like one that is gone: InputUnreachable naming the field."""
+    with suppress(ValueError, NotFound):  # malformed, or not ours: told by the next who looks
+        upload = FILE_PATH.fullmatch(urlsplit(url).path)
+        file_id = parse_id(upload[1]) if upload else None
+        if file_id and not caller.may_see((await services.files.get(file_id)).key_id):
+            message = f"{field_name}: a file of this server that is no longer there"
+            raise InputUnreachable(message, field=field_name)

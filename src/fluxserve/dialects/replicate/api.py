@@ -1,18 +1,17 @@
 """What surrounds every handler of this dialect: methods, key, rate and problem answers."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller, RateState
 from fluxserve.core.errors import Unauthenticated
 from fluxserve.core.request import JSON
-from fluxserve.dialects.base import Services, answering, bearer
+from fluxserve.dialects.base import Services, answering, bearer, raised
 from fluxserve.dialects.replicate.words import (
     BAD_TOKEN,
     NO_TOKEN,
@@ -22,26 +21,27 @@ from fluxserve.dialects.replicate.words import (
     error_headers,
     problem,
 )
+from fluxserve.dialects.wire import Answer
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "TRACE")
 CREATE, READ = "create", "read"
+NO_STORE = {"Cache-Control": "no-store"}
 
 Called: TypeAlias = Callable[[Request, Caller], Awaitable[Response]]
 Plain: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-class Compact(JSONResponse):
+class Compact(Answer):
     """JSON that must always be fresh: a cached poll looks like a run that never ends."""
 
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        super().init_headers({"Cache-Control": "no-store", **(headers or {})})
-
-    def render(self, content: object) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    def __init__(
+        self, content: JSON, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, status_code, {**NO_STORE, **(headers or {})})
 
 
 def answer(body: JSON, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Compact(body, status, dict(headers or {}))
+    return Compact(body, status, headers)
 
 
 def called(services: Services, handler: Called, kind: str = READ) -> Plain:
@@ -49,17 +49,18 @@ def called(services: Services, handler: Called, kind: str = READ) -> Plain:
     headers = create_headers if kind == CREATE else error_headers
 
     async def run(request: Request) -> Response:
-        caller = await find_caller(services, request)
-        state = await services.limiter.hit(caller, kind)
-
-        async def inner(request: Request) -> Response:
-            return await handler(request, caller)
-
-        response = await answering(error, headers)(inner)(request)
-        _say_rate(response.headers, state)
+        state: RateState | None = None
+        try:
+            caller = await find_caller(services, request)
+            state = await services.limiter.hit(caller, kind)
+            response = await handler(request, caller)
+        except Exception as problem_:
+            response = raised(request, problem_, error, headers)
+        if state is not None:
+            response.raw_headers += _rate(max(0, state.remaining), max(1, state.reset_s))
         return response
 
-    return answering(error, headers)(run)
+    return run
 
 
 def plain(handler: Plain) -> Plain:
@@ -100,6 +101,9 @@ def page(
     return {"previous": previous_url, "next": next_url, "results": list(results)}
 
 
-def _say_rate(headers: MutableHeaders, state: RateState) -> None:
-    headers["ratelimit-remaining"] = str(max(0, state.remaining))
-    headers["ratelimit-reset"] = str(max(1, state.reset_s))
+@lru_cache(maxsize=1024)
+def _rate(remaining: int, reset_s: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"ratelimit-remaining", b"%d" % remaining),
+        (b"ratelimit-reset", b"%d" % reset_s),
+    ]

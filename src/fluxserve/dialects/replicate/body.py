@@ -20,6 +20,7 @@ EVENTS = ("start", "output", "logs", "completed")
 DEFAULT_EVENTS = ("output", "completed")
 INPUT_MAX = 2_000_000  # characters of an input as it is kept, pictures left out
 DEPTH_MAX = 32
+PLAIN = (str, int, bool)
 KEY_MAX = 255  # characters of an idempotency key
 COMMON = (
     Field(name="input", kind=Kind.OBJECT, required=True, nullable=False),
@@ -30,6 +31,9 @@ COMMON = (
 )
 VERSION = Field(name="version", kind=Kind.STRING, required=True)
 MODEL = Field(name="model", kind=Kind.STRING)
+BY_MODEL = (*COMMON, MODEL)
+BY_VERSION = (*COMMON, VERSION, MODEL)
+DIGITS_MAX = 6  # times as long as it came a body can become when its numbers are written anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class Create:
     webhook: WebhookSpec | None
     echo: Mapping[str, JSON]  # the webhook fields as they were sent
     idempotency: Idempotency | None
+    size_bytes: int  # of the body
 
 
 async def read_create(request: Request, shelf: Shelf, name: str | None, max_bytes: int) -> Create:
@@ -55,13 +60,14 @@ async def read_create(request: Request, shelf: Shelf, name: str | None, max_byte
     fields: tuple[Field, ...] = COMMON
     if name is None:
         by_model = body.get("version") is None and body.get("model") is not None
-        fields = (*COMMON, MODEL) if by_model else (*COMMON, VERSION, MODEL)
+        fields = BY_MODEL if by_model else BY_VERSION
     checked = check(fields, body, unknown=False)
-    problems = [*checked.problems, *_judge_filter(checked.values)]
-    for url in ("webhook", "webhook_completed"):
-        problems += _judge_webhook(url, checked.values.get(url))
-    if problems:
-        raise InvalidRequest.of(problems)
+    if checked.problems or len(body) > 1:
+        problems = [*checked.problems, *_judge_filter(checked.values)]
+        for url in ("webhook", "webhook_completed"):
+            problems += _judge_webhook(url, checked.values.get(url))
+        if problems:
+            raise InvalidRequest.of(problems)
     version = None
     if model is None:
         wanted = checked.values.get("version") or checked.values.get("model")
@@ -77,11 +83,14 @@ async def read_create(request: Request, shelf: Shelf, name: str | None, max_byte
         webhook=_webhook(checked.values),
         echo=_echo(body),
         idempotency=_idempotency(request, raw),
+        size_bytes=len(raw),
     )
 
 
-def judge_size(said: Mapping[str, JSON]) -> None:
+def judge_size(said: Mapping[str, JSON], body_bytes: int) -> None:
     """Refuse to keep an input that is huge besides its pictures."""
+    if body_bytes * DIGITS_MAX <= INPUT_MAX:
+        return
     size = len(json.dumps(said, ensure_ascii=False))
     if size > INPUT_MAX:
         message = f"input: at most {INPUT_MAX} characters besides pictures, not {size}"
@@ -140,12 +149,13 @@ def _judge_depth(value: JSON, depth: int = 0) -> None:
     """Refuse what cannot be echoed: numbers beyond JSON, nesting without end."""
     if isinstance(value, float) and not math.isfinite(value):
         raise _odd("a number that is too large")
-    if isinstance(value, str | int | float | None):
+    if value is None or isinstance(value, str | int | float):
         return
     if depth >= DEPTH_MAX:
         raise _odd(f"nested more than {DEPTH_MAX} deep")
     for item in value.values() if isinstance(value, Mapping) else value:
-        _judge_depth(item, depth + 1)
+        if type(item) not in PLAIN:
+            _judge_depth(item, depth + 1)
 
 
 def _odd(message: str) -> InvalidRequest:

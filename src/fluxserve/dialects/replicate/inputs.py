@@ -7,6 +7,7 @@ open builds.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 from fluxserve.core.catalog import ModelCard
 from fluxserve.core.request import MATCH_INPUT, Task
@@ -24,14 +25,17 @@ class Inputs:
     zero_seed_is_random: bool = False
     published: str = "2026-01-01T00:00:00.000000Z"  # of the model
     ignored: tuple[str, ...] = ()  # fields that are checked and have no effect here
+    pictures: tuple[str, ...] = dataclass_field(init=False)  # names of fields that hold pictures
+    by_name: Mapping[str, Field] = dataclass_field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        named = {field.name: field for field in self.fields}
+        pictures = (one.name for one in self.fields if Kind.URI in (one.kind, one.items))
+        object.__setattr__(self, "by_name", named)
+        object.__setattr__(self, "pictures", tuple(pictures))
 
     def field(self, name: str) -> Field | None:
-        return next((field for field in self.fields if field.name == name), None)
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        """The names of the fields that hold pictures."""
-        return tuple(field.name for field in self.fields if Kind.URI in (field.kind, field.items))
+        return self.by_name.get(name)
 
 
 def inputs_of(name: str, card: ModelCard) -> Inputs:

@@ -14,6 +14,7 @@ from fluxserve.dialects.delivery import FILE_PATH, OUT_PATH, own_blob
 from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.replicate.inputs import Inputs
 
+NUMBERS = (int, float, bool)
 ECHO_MAX = 256_000  # characters of a string that is echoed as it came
 _SCHEME = re.compile(r"(https?://|data:)", re.IGNORECASE)
 
@@ -30,7 +31,10 @@ class Taken:
         if isinstance(value, str) and len(value) > ECHO_MAX:
             return self.shown.get(value) or f"{value[:64]}... ({len(value)} characters)"
         if isinstance(value, Mapping):
-            return {key: self.echo(item) for key, item in value.items()}
+            return {
+                key: item if type(item) in NUMBERS else self.echo(item)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
             return [self.echo(item) for item in value]
         return value

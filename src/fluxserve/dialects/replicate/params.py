@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from fluxserve.core.errors import InvalidRequest, Problem, Rule
 from fluxserve.core.request import (
@@ -60,11 +61,13 @@ class Values:
 
 def check_input(inputs: Inputs, body: Mapping[str, JSON]) -> Values:
     """The input's known fields with their defaults; InvalidRequest names every bad one."""
-    said = {name: value for name, value in body.items() if not _is_blank(inputs, name, value)}
+    said = body
+    if any(_is_blank(inputs, name, value) for name, value in body.items()):
+        said = {k: value for k, value in body.items() if not _is_blank(inputs, k, value)}
     checked = check(inputs.fields, said, parent="input")
     problems = list(checked.problems)
     is_growing = checked.values.get("outpaint") not in (None, "None")
-    if inputs.field("outpaint") and not is_growing and said.get("mask") is None:
+    if not is_growing and inputs.field("outpaint") and said.get("mask") is None:
         text = "mask is required"  # or a word for outpaint
         problems.append(Problem(field="input", rule=Rule.REQUIRED, message=text))
     if problems:
@@ -74,28 +77,45 @@ def check_input(inputs: Inputs, body: Mapping[str, JSON]) -> Values:
 
 def _is_blank(inputs: Inputs, name: str, value: JSON) -> bool:
     """Whether a required text was left empty, which is as good as not given."""
+    if not isinstance(value, str) or (value and not value.isspace()):
+        return False
     field = inputs.field(name)
-    is_text = field is not None and field.required and field.kind is Kind.STRING
-    return is_text and isinstance(value, str) and not value.strip()
+    return field is not None and field.required and field.kind is Kind.STRING
 
 
 def to_params(
     model: str, inputs: Inputs, values: Values, pictures: Mapping[str, Sequence[ImageInput]]
 ) -> ImageParams:
     """`pictures` holds what the picture fields of the input became, by field name."""
-    mask = next(iter(pictures.get("mask", ())), None)
-    images = tuple(image for name, found in pictures.items() if name != "mask" for image in found)
+    mask: ImageInput | None = None
+    images: tuple[ImageInput, ...] = ()
+    if pictures:
+        mask = next(iter(pictures.get("mask", ())), None)
+        given = [found for name, found in pictures.items() if name != "mask"]
+        images = tuple(image for found in given for image in found)
     seed = values.whole("seed")
     if seed == 0 and inputs.zero_seed_is_random:
         seed = None
     safety_off = values.flag("disable_safety_checker")
+    task, strength = None, None
+    if images and inputs.field("prompt_strength"):
+        task, strength = Task.IMAGE_TO_IMAGE, values.number("prompt_strength")
+    if images and inputs.field("image_prompt_strength"):
+        strength = values.number("image_prompt_strength")
+    shape = _shape(task, values)
     params = ImageParams(
         model=model,
         prompt=values.text("prompt"),
         images=images,
         mask=mask,
+        task=task,
+        width=shape.width,
+        height=shape.height,
+        aspect_ratio=shape.aspect_ratio,
+        megapixels=shape.megapixels,
         num_steps=_first(values.whole("num_inference_steps"), values.whole("steps")),
         guidance=values.number("guidance"),
+        strength=strength,
         seed=None if seed is None else seed & 0xFFFFFFFF,
         num_outputs=values.whole("num_outputs"),
         output_format=FORMATS.get(values.text("output_format") or ""),
@@ -107,13 +127,7 @@ def to_params(
         raw=values.flag("raw"),
         loras=_loras(values),
     )
-    if inputs.field("prompt_strength") and images:
-        params = replace(
-            params, task=Task.IMAGE_TO_IMAGE, strength=values.number("prompt_strength")
-        )
-    if inputs.field("image_prompt_strength") and images:
-        params = replace(params, strength=values.number("image_prompt_strength"))
-    return _outpainted(_shaped(params, inputs, values), values)
+    return _outpainted(params, values)
 
 
 def in_their_words(error: InvalidRequest, inputs: Inputs) -> InvalidRequest:
@@ -158,19 +172,28 @@ def _tolerance(values: Values, has_image: bool) -> int | None:
     return min(tolerance, TOLERANCE_WITH_IMAGE) if has_image else tolerance
 
 
-def _shaped(params: ImageParams, inputs: Inputs, values: Values) -> ImageParams:
+class _Shape(NamedTuple):
+    """What the caller said about the size."""
+
+    width: int | None = None  # px
+    height: int | None = None  # px
+    aspect_ratio: str | None = None
+    megapixels: float | None = None
+
+
+def _shape(task: Task | None, values: Values) -> _Shape:
     """The size: a named ratio, custom sides, or the shape of the input picture."""
+    if task is Task.IMAGE_TO_IMAGE:
+        return _Shape(aspect_ratio=MATCH_INPUT)
     ratio = values.text("aspect_ratio")
-    if params.task is Task.IMAGE_TO_IMAGE:
-        return replace(params, aspect_ratio=MATCH_INPUT)
     if ratio == "custom":
         sides = [values.whole("width"), values.whole("height")]
         width, height = (side and max(32, round(side / 32) * 32) for side in sides)
-        return replace(params, width=width, height=height)
+        return _Shape(width, height)
     megapixels = values.text("megapixels")
     if megapixels is not None and megapixels != "1":
-        return replace(params, aspect_ratio=ratio, megapixels=float(megapixels))
-    return replace(params, aspect_ratio=ratio)
+        return _Shape(aspect_ratio=ratio, megapixels=float(megapixels))
+    return _Shape(aspect_ratio=ratio)
 
 
 def _loras(values: Values) -> tuple[LoraRef, ...]:

@@ -132,7 +132,7 @@ class Predictions:
             await sized(services, taken, "image")
         said = taken.echo({key: body.input[key] for key in sorted(body.input)})
         assert isinstance(said, Mapping)
-        judge_size(said)
+        judge_size(said, body.size_bytes)
         params = to_params(body.model.name, inputs, values, taken.pictures)
         origin = Origin(
             dialect=NAME,

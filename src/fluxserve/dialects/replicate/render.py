@@ -20,8 +20,9 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
     """The whole object, as of the prediction that is given."""
     origin, extra = prediction.origin, prediction.origin.extra
     is_removed = prediction.data_removed
+    id_ = to_base32(prediction.id)
     body: dict[str, JSON] = {
-        "id": to_base32(prediction.id),
+        "id": id_,
         "model": model_name(prediction),
         "version": extra.get("version") or "hidden",
         "input": {} if is_removed else tidy({key: origin.said[key] for key in sorted(origin.said)}),
@@ -43,7 +44,7 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
     for name in ("deployment", "webhook", "webhook_events_filter"):
         if extra.get(name) is not None:
             body[name] = extra[name]
-    body["urls"] = urls(prediction, links)
+    body["urls"] = urls(prediction, id_, links)
     if prediction.served_by:
         body["fluxserve"] = {"served_by": prediction.served_by}
     return body
@@ -74,12 +75,12 @@ def is_list(prediction: Prediction) -> bool:
     return prediction.request.num_outputs > 1
 
 
-def urls(prediction: Prediction, links: Links) -> dict[str, JSON]:
+def urls(prediction: Prediction, id_: str, links: Links) -> dict[str, JSON]:
     """`stream` stands at the root whatever the mount: the JavaScript client tells files by it."""
-    id_ = to_base32(prediction.id)
+    here = links.to(f"/predictions/{id_}")
     return {
-        "cancel": links.to(f"/predictions/{id_}/cancel"),
-        "get": links.to(f"/predictions/{id_}"),
+        "cancel": f"{here}/cancel",
+        "get": here,
         "stream": links.root(f"/v1/files/{stream_token(links.signer, prediction.id)}"),
         "web": links.root(f"/p/{id_}"),
     }
@@ -104,17 +105,18 @@ def metrics(prediction: Prediction) -> dict[str, JSON]:
 
 def stamp(at: datetime) -> str:
     """ISO 8601 in UTC with microseconds and a Z."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    at = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return f"{at.isoformat(timespec='microseconds')[:26]}Z"
 
 
 def tidy(value: JSON) -> JSON:
     """Whole numbers without a fraction, as JavaScript prints them: signatures depend on it."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    if isinstance(value, str | int | None):
+    if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {key: tidy(item) for key, item in value.items()}
+        return {key: item if type(item) is str else tidy(item) for key, item in value.items()}
     return [tidy(item) for item in value]
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fluxserve.core.catalog import Catalog, ModelCard
 from fluxserve.core.errors import NotFound
@@ -22,17 +22,13 @@ class Model:
     name: str  # owner/name
     card: ModelCard
     inputs: Inputs
+    version: str = field(init=False)  # 64 hex digits, the same for ever
+    is_official: bool = field(init=False)  # called by name; what the service calls official
 
-    @property
-    def version(self) -> str:
-        """64 hex digits, the same for ever."""
-        known = PUBLISHED.get(self.name)
-        return known or hashlib.sha256(f"fluxserve {self.name}".encode()).hexdigest()
-
-    @property
-    def is_official(self) -> bool:
-        """Called by name, without versions; what the service calls official."""
-        return self.name.startswith(f"{OWNER}/")
+    def __post_init__(self) -> None:
+        derived = hashlib.sha256(f"fluxserve {self.name}".encode()).hexdigest()
+        object.__setattr__(self, "version", PUBLISHED.get(self.name) or derived)
+        object.__setattr__(self, "is_official", self.name.startswith(f"{OWNER}/"))
 
 
 class Shelf:
@@ -40,6 +36,7 @@ class Shelf:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
+        self._named: dict[str, Model] = {}
         names = [card.id for card in catalog.cards()]
         names += [name for name in TABLES if name not in names and catalog.find(name)]
         self._models = tuple(self._make(name, catalog.card(name)) for name in names)
@@ -50,10 +47,17 @@ class Shelf:
 
     def named(self, name: str) -> Model:
         """By `owner/name`, any alias included; NotFound."""
+        known = self._named.get(name)
+        if known is not None:
+            return known
         card = self._catalog.find(name) if name.count("/") == 1 else None
         if card is None:
             raise NotFound("there is no such model")
-        return self._make(name.strip().lower(), card)
+        key = name.strip().lower()
+        found = self._make(key, card)
+        if key == name:  # other spellings are without number
+            self._named[name] = found
+        return found
 
     def versioned(self, text: str) -> tuple[Model, str | None]:
         """By what `version` may say: a name, name:version or a version; and which version.
