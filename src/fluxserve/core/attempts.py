@@ -11,8 +11,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Failure
-from fluxserve.core.prediction import OutputImage
+from fluxserve.core.events import Event
+from fluxserve.core.prediction import OutputImage, Prediction
 
 
 class AttemptState(StrEnum):
@@ -84,6 +86,20 @@ class AttemptStore(Protocol):
     async def move(self, before: Attempt, after: Attempt) -> Attempt:
         """Save `after`; Conflict when the row's state is no longer `before.state`, or when
         another attempt of the channel already has `after.upstream_id`."""
+        ...
+
+    async def finish(
+        self,
+        attempt: tuple[Attempt, Attempt],
+        prediction: tuple[Prediction, Prediction],
+        events: Sequence[Event],
+        deliveries: Sequence[Delivery],
+    ) -> Sequence[Event]:
+        """Both end in one transaction, each given before and after, and `events` are numbered.
+
+        The last event is that of the prediction's move. Conflict, and nothing is saved, when
+        either is no longer what it was before.
+        """
         ...
 
     async def get(self, attempt_id: str) -> Attempt: ...  # NotFound

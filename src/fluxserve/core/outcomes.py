@@ -1,17 +1,21 @@
 """How a running prediction ends or goes back: one move, its event, its webhook messages."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import TypeAlias
 
 from fluxserve.core.blobkeys import output_key
-from fluxserve.core.deliveries import plan
+from fluxserve.core.deliveries import Delivery, plan
 from fluxserve.core.errors import Conflict, Failure, NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.ports import BlobStore, EncodedImage, Output, PredictionStore
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef
+
+# PredictionStore.move, or something that does as much.
+Save: TypeAlias = Callable[[Prediction, Prediction, Event, Sequence[Delivery]], Awaitable[Event]]
 
 
 class Outcomes:
@@ -39,6 +43,17 @@ class Outcomes:
         A start that the prediction has moved on from writes over nothing and is heard by nobody:
         the pictures it still brings are orphans, and its end is refused.
         """
+        image, event = await self.put(prediction, output)
+        await self.tell(prediction, event)
+        return image
+
+    async def tell(self, prediction: Prediction, event: Event) -> None:
+        """Save and publish what a start tells; nothing happens when that start is over."""
+        with contextlib.suppress(Conflict, NotFound):
+            self._bus.publish(await self._store.append(event, attempt=prediction.attempt))
+
+    async def put(self, prediction: Prediction, output: Output) -> tuple[OutputImage, Event]:
+        """Store one picture in the place of this start; the event that tells of it is not saved."""
         mime = output.image.mime
         key = output_key(prediction.id, prediction.attempt, output.index, mime)
         blob = await self._blobs.put(key, output.image.data, output.image.mime)
@@ -52,21 +67,20 @@ class Outcomes:
             "mime": mime,
             "seed": output.seed,
         }
-        event = Event(
-            prediction_id=prediction.id, kind=EventKind.OUTPUT, at=self._clock(), data=data
-        )
-        with contextlib.suppress(Conflict, NotFound):
-            self._bus.publish(await self._store.append(event, attempt=prediction.attempt))
-        return image
+        at = self._clock()
+        event = Event(prediction_id=prediction.id, kind=EventKind.OUTPUT, at=at, data=data)
+        return image, event
 
     async def succeed(
         self,
         before: Prediction,
         outputs: Sequence[OutputImage],
         metrics: Mapping[str, JSON],
+        save: Save | None = None,
     ) -> Prediction:
+        """`save` instead of the store's own move, where more is to be saved in one transaction."""
         at = self._clock()
-        return await self._end(before, before.succeed(tuple(outputs), at, metrics), at)
+        return await self._end(before, before.succeed(tuple(outputs), at, metrics), at, save)
 
     async def fail(self, before: Prediction, failure: Failure) -> Prediction:
         at = self._clock()
@@ -89,7 +103,9 @@ class Outcomes:
         self._bus.publish(await self._store.move(before, after, event))
         return after
 
-    async def _end(self, before: Prediction, after: Prediction, at: datetime) -> Prediction:
+    async def _end(
+        self, before: Prediction, after: Prediction, at: datetime, save: Save | None = None
+    ) -> Prediction:
         event = Event(
             prediction_id=after.id,
             kind=EventKind.FINISHED,
@@ -97,7 +113,7 @@ class Outcomes:
             data={"status": after.status.value},
         )
         deliveries = plan(after, EventKind.FINISHED, at)
-        self._bus.publish(await self._store.move(before, after, event, deliveries))
+        self._bus.publish(await (save or self._store.move)(before, after, event, deliveries))
         return after
 
 

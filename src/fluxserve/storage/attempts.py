@@ -10,8 +10,11 @@ from datetime import datetime
 from sqlalchemy import bindparam, func, insert, literal_column, select, text, update
 
 from fluxserve.core.attempts import NEXT, Attempt, AttemptState
+from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, NotFound
-from fluxserve.storage import codec, tables
+from fluxserve.core.events import Event
+from fluxserve.core.prediction import Prediction
+from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.database import Database, Param, Row, Statement, Transition
 
 A = tables.attempt.c
@@ -133,7 +136,42 @@ class AttemptRows:
         await self._database.run(intend(attempt, lease_until))
 
     async def move(self, before: Attempt, after: Attempt) -> Attempt:
-        return await self._database.run(move(before, after))
+        return await self._database.run(self._moved(before, after))
+
+    async def finish(
+        self,
+        attempt: tuple[Attempt, Attempt],
+        prediction: tuple[Prediction, Prediction],
+        events: Sequence[Event],
+        deliveries: Sequence[Delivery],
+    ) -> Sequence[Event]:
+        return await self._database.run(self._finished(attempt, prediction, events, deliveries))
+
+    def _moved(self, before: Attempt, after: Attempt) -> Transition[Attempt]:
+        saved = yield from move(before, after)
+        if after.finished_at is not None:
+            yield from self._close(after.prediction_id, after.finished_at)
+        return saved
+
+    def _finished(
+        self,
+        attempt: tuple[Attempt, Attempt],
+        prediction: tuple[Prediction, Prediction],
+        events: Sequence[Event],
+        deliveries: Sequence[Delivery],
+    ) -> Transition[Sequence[Event]]:
+        *early, last = events
+        yield from move(*attempt)
+        told: tuple[Event, ...] = ()
+        for event in early:
+            told = (*told, (yield from transitions.append(event, prediction[0].attempt)))
+        told = (*told, (yield from transitions.move(*prediction, last, deliveries)))
+        yield from self._close(prediction[0].id, last.at)
+        return told
+
+    def _close(self, prediction_id: str, at: datetime) -> Transition[None]:
+        """What an end means for money; there is none here."""
+        yield from ()
 
     async def get(self, attempt_id: str) -> Attempt:
         return await self._database.read(get(attempt_id))

@@ -5,6 +5,7 @@ The ledger only grows. Books of a prediction are closed once it has ended and no
 submissions can still be charged for.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from sqlalchemy import bindparam, func, insert, literal_column, or_, select, upd
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.deliveries import Delivery
-from fluxserve.core.errors import BudgetExhausted, NotFound
+from fluxserve.core.errors import BudgetExhausted, FluxserveError, NotFound
 from fluxserve.core.events import Event
 from fluxserve.core.ids import new_id
 from fluxserve.core.money import (
@@ -30,8 +31,10 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import accept
-from fluxserve.storage.database import Database, Param, Row, Statement, Transition
+from fluxserve.storage.database import Database, Param, Row, Rows, Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
+
+log = logging.getLogger(__name__)
 
 L = tables.ledger.c
 R = tables.price.c
@@ -170,17 +173,8 @@ class BudgetedPredictionStore(SqlPredictionStore):
 class BudgetedAttemptStore(submissions.AttemptRows):
     """The attempt store with money: the last submission to end closes the books."""
 
-    async def move(self, before: Attempt, after: Attempt) -> Attempt:
-        if after.finished_at is None:
-            return await super().move(before, after)
-        at = after.finished_at
-
-        def paid() -> Transition[Attempt]:
-            saved = yield from submissions.move(before, after)
-            yield from close_books(after.prediction_id, at)
-            return saved
-
-        return await self._database.run(paid())
+    def _close(self, prediction_id: str, at: datetime) -> Transition[None]:
+        yield from close_books(prediction_id, at)
 
 
 class SqlMoneyStore:
@@ -208,7 +202,7 @@ class SqlMoneyStore:
 def hold(prediction: Prediction) -> Transition[None]:
     """Set aside what a prediction may cost; BudgetExhausted."""
     rows = yield PRICES_FOR({"of_model": prediction.request.model, "at_channel": prediction.engine})
-    price = best_price([_price(row) for row in rows], prediction.created_at)
+    price = best_price(_readable(rows), prediction.created_at)
     if price is None:
         return
     micro = price.rule.cost(prediction.request, prediction.request.num_outputs)
@@ -267,7 +261,7 @@ def _due(prediction: Prediction, made: Sequence[Attempt], held: Entry | None) ->
     rule = None
     if held is not None and held.price_id is not None:
         rows = yield PRICE({"price": held.price_id})
-        rule = _price(rows[0]).rule if rows else None
+        rule = next((price.rule for price in _readable(rows)), None)
     if prediction.status is PredictionStatus.SUCCEEDED and rule is not None:
         return rule.cost(prediction.request, len(prediction.outputs))
     due = 0
@@ -359,7 +353,23 @@ def _add_price(price: Price) -> Transition[None]:
 
 def _prices() -> Transition[Sequence[Price]]:
     rows = yield PRICES({})
-    return [_price(row) for row in rows]
+    return _readable(rows)
+
+
+def _readable(rows: Rows) -> list[Price]:
+    """The prices in `rows`. One that cannot be read is told of once and does not count."""
+    found: list[Price] = []
+    for row in rows:
+        try:
+            found.append(_price(row))
+        except (ValueError, TypeError, AttributeError, FluxserveError) as error:
+            if row[0] not in _unreadable:
+                _unreadable.add(row[0])
+                log.error("the price %s cannot be read, so it is left out: %s", row[0], error)
+    return found
+
+
+_unreadable: set[str] = set()
 
 
 def _price(row: Row) -> Price:

@@ -11,15 +11,16 @@ nothing here is needed again after a crash.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from fluxserve.core.attempts import Attempt, AttemptState, AttemptStore
 from fluxserve.core.catalog import Catalog
+from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, ErrorCode, Failure
 from fluxserve.core.events import Event, EventBus, EventKind
-from fluxserve.core.outcomes import Outcomes
+from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON
@@ -123,11 +124,32 @@ class Desk:
             saved = await self.attempts.move(attempt, replace(after, finished_at=at))
         except Conflict:
             return None
+        self.freed(attempt)
+        return saved
+
+    def ending(self, attempt: Attempt, paid: Attempt, events: Sequence[Event]) -> Save:
+        """Saves the end of a prediction with that of its one attempt and what is told of it."""
+
+        async def save(
+            before: Prediction, after: Prediction, end: Event, deliveries: Sequence[Delivery]
+        ) -> Event:
+            pair = attempt, replace(paid, finished_at=end.at)
+            *early, last = await self.attempts.finish(
+                pair, (before, after), [*events, end], deliveries
+            )
+            self.freed(attempt)
+            for event in early:
+                self.bus.publish(event)
+            return last
+
+        return save
+
+    def freed(self, attempt: Attempt) -> None:
+        """The provider's work on `attempt`, as it was before its end, is over: there is room."""
         channel = self.channels.get(attempt.channel)
         if channel is not None and attempt.state is not AttemptState.FETCHED:
             channel.health.open = max(0, channel.health.open - 1)
             channel.on_room()
-        return saved
 
 
 def ticket_of(attempt: Attempt) -> Ticket:

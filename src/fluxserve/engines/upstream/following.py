@@ -11,6 +11,7 @@ from datetime import timedelta
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.events import EventKind
+from fluxserve.core.outcomes import Save
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream.answers import (
@@ -291,7 +292,7 @@ class Follower:
         self, attempt: Attempt, prediction: Prediction, channel: Channel, state: Finished
     ) -> None:
         try:
-            outputs = await collect(self._desk, prediction, attempt, channel, state)
+            kept = await collect(self._desk, prediction, attempt, channel, state)
         except (PollTrouble, PollLie) as error:
             is_final = isinstance(error, PollLie) and attempt.trouble + 1 >= LIES_MAX
             if is_final or not channel.provider.can_poll:
@@ -299,16 +300,21 @@ class Follower:
             else:
                 await self._troubled(attempt, prediction, channel, str(error), None)
             return
-        paid = replace(self._paid(attempt, state), outputs=tuple(outputs))
+        outputs = tuple(image for image, _ in kept)
+        paid = replace(self._paid(attempt, state), outputs=outputs)
         if attempt.parts > 1:
+            for _, event in kept:
+                await self._desk.outcomes.tell(prediction, event)
             fetched = replace(paid, state=A.FETCHED, next_at=self._desk.clock())
             saved = await self._desk.close(attempt, fetched)
             if saved is not None:
                 await self._gather(saved, prediction)
             return
         logs = state.logs or f"Using seed: {prediction.request.seed}\n"
-        await self._succeed(replace(prediction, logs=logs), attempt, outputs, state.metrics)
-        await self._desk.close(attempt, paid)
+        now = replace(prediction, logs=logs)
+        save = self._desk.ending(attempt, paid, [event for _, event in kept])
+        if not await self._succeed(now, attempt, outputs, state.metrics, save):
+            await self._desk.close(attempt, paid)  # the caller turned away: the bill stays
 
     async def _gather(self, attempt: Attempt, prediction: Prediction | None) -> None:
         """A part is here: when all of them are, the prediction is done."""
@@ -333,15 +339,20 @@ class Follower:
         attempt: Attempt,
         outputs: Sequence[OutputImage],
         metrics: Mapping[str, JSON],
-    ) -> None:
+        save: Save | None = None,
+    ) -> bool:
+        """False when the prediction has moved on."""
         facts: dict[str, JSON] = {**metrics, "image_count": len(outputs)}
         if prediction.started_at is not None:
             seconds = (self._desk.clock() - prediction.started_at).total_seconds()
             facts.setdefault("predict_s", round(seconds, 6))
-        with contextlib.suppress(Conflict):
-            served = replace(prediction, served_by=_server(attempt))
-            await self._desk.outcomes.succeed(served, outputs, facts)
-            log.info("%s succeeded at %s", prediction.id, attempt.channel)
+        served = replace(prediction, served_by=_server(attempt))
+        try:
+            await self._desk.outcomes.succeed(served, outputs, facts, save)
+        except Conflict:
+            return False
+        log.info("%s succeeded at %s", prediction.id, attempt.channel)
+        return True
 
     def _paid(self, attempt: Attempt, state: Finished) -> Attempt:
         cost = attempt.cost_micro if state.cost_micro is None else state.cost_micro

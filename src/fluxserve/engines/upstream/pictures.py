@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fluxserve.core.attempts import Attempt
 from fluxserve.core.errors import FluxserveError
+from fluxserve.core.events import Event
 from fluxserve.core.ports import EncodedImage, Output
 from fluxserve.core.prediction import OutputImage, Prediction
 from fluxserve.core.request import ImageRequest
@@ -21,8 +22,11 @@ FIELD = "output"
 
 async def collect(
     desk: Desk, prediction: Prediction, attempt: Attempt, channel: Channel, done: Finished
-) -> Sequence[OutputImage]:
-    """Store the pictures of one finished attempt. PollTrouble, PollLie."""
+) -> Sequence[tuple[OutputImage, Event]]:
+    """Store the pictures of one finished attempt; the events are yet to be saved.
+
+    PollTrouble, PollLie.
+    """
     request = prediction.request
     per = channel.provider.outputs_max(attempt.model)
     first = attempt.part * per
@@ -32,7 +36,7 @@ async def collect(
         raise PollLie(f"{channel.name} finished without a picture")
     if len(given) < expected:
         log.warning("%s: %d pictures instead of %d", prediction.id, len(given), expected)
-    kept: list[OutputImage] = []
+    kept: list[tuple[OutputImage, Event]] = []
     for index, item in enumerate(given):
         data = await _bytes(item, channel)
         try:
@@ -43,7 +47,7 @@ async def collect(
         flagged = index < len(done.flagged) and done.flagged[index]
         place = first + index
         output = Output(index=place, image=image, seed=request.seed + place, flagged=flagged)
-        kept.append(await desk.outcomes.keep(prediction, output))
+        kept.append(await desk.outcomes.put(prediction, output))
     return kept
 
 
