@@ -53,6 +53,9 @@ class SqlDeliveryStore:
     async def claim_due(
         self, at: datetime, lease_until: datetime, limit: int
     ) -> Sequence[Delivery]:
+        first = await self.next_due()  # a look is much cheaper than a write that finds nothing
+        if first is None or first > at:
+            return []
         return await self._database.run(_claim(at, lease_until, limit))
 
     async def settle(self, delivery: Delivery) -> None:

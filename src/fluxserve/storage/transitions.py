@@ -65,6 +65,7 @@ USE_BLOB = insert_or_ignore(tables.blob_use, "blob_key", "owner_id")
 
 GET = Statement(select(*PREDICTION_COLUMNS).where(P.id == bindparam("prediction_id")))
 
+HAS_QUEUED = Statement(select(exists().where(IS_QUEUED, P.engine == bindparam("of_engine"))))
 NEXT_QUEUED = (
     select(P.id)
     .where(IS_QUEUED, P.engine == bindparam("of_engine"))
@@ -205,6 +206,11 @@ def _moved(before: Prediction, after: Prediction) -> Mapping[str, Param]:
         "new_metrics": codec.encode_map(after.metrics),
         "new_logs": codec.encode_words(after.logs),
     }
+
+
+def has_queued(engine: str) -> Transition[bool]:
+    rows = yield HAS_QUEUED({"of_engine": engine})
+    return bool(rows[0][0])
 
 
 def claim(
