@@ -44,6 +44,7 @@ QUIET = {
     "FLUXSERVE_SIMULATOR__OUTCOME": "hold",
     "FLUXSERVE_SIMULATOR__CONCURRENCY": "1",  # everything but the first one waits
     "FLUXSERVE_LIMITS__QUEUE_MAX": "0",
+    "FLUXSERVE_BFL__POLL_HOLD_S": "0",  # an early poll is answered at once
 }
 
 
@@ -200,6 +201,8 @@ async def rounds(
         (Row(get, get, None), floor, request("GET", "/")),
         (Row("native GET", get, 2.0), ours, request("GET", f"{NATIVE}/{id_}")),
         (Row("Replicate GET", get, 2.0), ours, request("GET", f"/v1/predictions/{id_}")),
+        (Row("BFL poll", get, 2.0), ours, request("GET", f"/v1/get_result?id={id_}")),
+        (Row("WaveSpeed poll", get, 2.0), ours, request("GET", f"/api/v3/predictions/{id_}")),
     )
     for round_ in range(options.rounds + 1):  # the first one warms up
         for row, server, said in kinds:

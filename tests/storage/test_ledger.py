@@ -15,12 +15,14 @@ from fluxserve.core.ids import new_id
 from fluxserve.core.money import Accounts, EntryKind, Price, Rule
 from fluxserve.core.prediction import OutputImage, Prediction
 from fluxserve.core.request import BlobRef, ImageRequest, Origin, Task
+from fluxserve.storage.database import Transition
 from fluxserve.storage.keys import SqlKeyStore
 from fluxserve.storage.ledger import (
     BudgetedAttemptStore,
     BudgetedPredictionStore,
     SqlMoneyStore,
 )
+from fluxserve.storage.prices import ADD_PRICE
 from fluxserve.storage.sqlite import SqliteDatabase
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -323,3 +325,21 @@ async def test_a_lost_start_intends_nothing(books: Books) -> None:
     running = await books.start()
     with pytest.raises(Conflict):
         await books.submitted(replace(running, attempt=running.attempt - 1))
+
+
+async def test_a_price_that_cannot_be_read_stops_nobody(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {"id": "f" * 32, "model": "*", "channel": "*", "rule": "{", "valid_from": 0}
+    unknown = {**broken, "id": "e" * 32, "rule": '{"per_mile": 3}'}
+
+    def spoil() -> Transition[None]:
+        for row in (broken, unknown):
+            yield ADD_PRICE(row)
+
+    await books.money._database.run(spoil())
+    assert (await books.accept()).id
+    good = await books.price()
+    for _ in range(2):
+        assert await books.money.prices() == [good]
+    assert len([line for line in caplog.records if "cannot be read" in line.message]) == 2

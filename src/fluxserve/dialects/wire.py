@@ -12,9 +12,12 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON
+from fluxserve.dialects.links import Links
 
 JSON_TYPE = b"application/json"
+SHOWN_MAX = 512  # answers of one dialect and mount, some 1 kB each
 
 
 def _plain(value: object) -> object:
@@ -84,6 +87,30 @@ def told(body: bytes, status_code: int = 200, headers: Mapping[str, str] | None 
     answer = Answer.__new__(Answer)
     answer.tell(body, status_code, _raw(headers) if headers else [])
     return answer
+
+
+class Shown:
+    """What was last said about predictions that clients look at again and again.
+
+    A store gives the same object for a row that has not changed; then what was written for it, on
+    the same links, still holds. Nothing is kept that depends on anything else.
+    """
+
+    def __init__(self, size_max: int = SHOWN_MAX) -> None:
+        self._size_max = size_max
+        self._kept: dict[str, tuple[Prediction, Links, bytes]] = {}
+
+    def get(self, prediction: Prediction, links: Links) -> bytes | None:
+        kept = self._kept.get(prediction.id)
+        if kept is not None and kept[0] is prediction and kept[1] is links:
+            return kept[2]
+        return None
+
+    def keep(self, prediction: Prediction, links: Links, body: bytes) -> bytes:
+        if len(self._kept) >= self._size_max and prediction.id not in self._kept:
+            del self._kept[next(iter(self._kept))]
+        self._kept[prediction.id] = (prediction, links, body)
+        return body
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -5,7 +5,6 @@ The ledger only grows. Books of a prediction are closed once it has ended and no
 submissions can still be charged for.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -13,7 +12,7 @@ from sqlalchemy import bindparam, func, insert, literal_column, or_, select, upd
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.deliveries import Delivery
-from fluxserve.core.errors import BudgetExhausted, FluxserveError, NotFound
+from fluxserve.core.errors import BudgetExhausted, NotFound
 from fluxserve.core.events import Event
 from fluxserve.core.ids import new_id
 from fluxserve.core.money import (
@@ -21,7 +20,6 @@ from fluxserve.core.money import (
     Entry,
     EntryKind,
     Price,
-    Rule,
     Usage,
     best_price,
     period_of,
@@ -31,13 +29,11 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import accept
-from fluxserve.storage.database import Database, Param, Row, Rows, Statement, Transition
+from fluxserve.storage.database import Database, Param, Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
-
-log = logging.getLogger(__name__)
+from fluxserve.storage.prices import PRICE, PRICES, PRICES_FOR, add_price, readable
 
 L = tables.ledger.c
-R = tables.price.c
 B = tables.budget.c
 P = tables.prediction.c
 A = tables.attempt.c
@@ -47,17 +43,6 @@ DAY_MICROS = 86_400 * 1_000_000
 CLOSING = (EntryKind.SETTLE, EntryKind.RELEASE)
 CHARGED = (AttemptState.DONE, AttemptState.FETCHED, AttemptState.FAILED, AttemptState.CANCELED)
 
-PRICE_COLUMNS = (R.id, R.model, R.channel, R.rule, R.valid_from)
-PRICES_FOR = Statement(
-    select(*PRICE_COLUMNS).where(
-        or_(R.model == bindparam("of_model"), R.model == literal_column("'*'")),
-        or_(R.channel == bindparam("at_channel"), R.channel == literal_column("'*'")),
-    ),
-    remembers="price",
-)
-PRICE = Statement(select(*PRICE_COLUMNS).where(R.id == bindparam("price")))
-PRICES = Statement(select(*PRICE_COLUMNS).order_by(R.valid_from.desc(), R.id))
-ADD_PRICE = Statement(insert(tables.price))
 LIMITS = Statement(select(K.limits).where(K.id == bindparam("key")))
 OPEN_MONTH = transitions.insert_or_ignore(tables.budget, "owner", "period")
 RESERVE = Statement(
@@ -184,7 +169,7 @@ class SqlMoneyStore:
         self._database = database
 
     async def add_price(self, price: Price) -> None:
-        await self._database.run(_add_price(price))
+        await self._database.run(add_price(price))
 
     async def prices(self) -> Sequence[Price]:
         return await self._database.read(_prices())
@@ -202,7 +187,7 @@ class SqlMoneyStore:
 def hold(prediction: Prediction) -> Transition[None]:
     """Set aside what a prediction may cost; BudgetExhausted."""
     rows = yield PRICES_FOR({"of_model": prediction.request.model, "at_channel": prediction.engine})
-    price = best_price(_readable(rows), prediction.created_at)
+    price = best_price(readable(rows), prediction.created_at)
     if price is None:
         return
     micro = price.rule.cost(prediction.request, prediction.request.num_outputs)
@@ -261,7 +246,7 @@ def _due(prediction: Prediction, made: Sequence[Attempt], held: Entry | None) ->
     rule = None
     if held is not None and held.price_id is not None:
         rows = yield PRICE({"price": held.price_id})
-        rule = next((price.rule for price in _readable(rows)), None)
+        rule = next((price.rule for price in readable(rows)), None)
     if prediction.status is PredictionStatus.SUCCEEDED and rule is not None:
         return rule.cost(prediction.request, len(prediction.outputs))
     due = 0
@@ -331,56 +316,9 @@ def _write(
     )
 
 
-def _add_price(price: Price) -> Transition[None]:
-    rule = price.rule
-    yield ADD_PRICE(
-        {
-            "id": price.id,
-            "model": price.model,
-            "channel": price.channel,
-            "rule": codec.dump(
-                {
-                    "per_image": rule.per_image,
-                    "per_megapixel": rule.per_megapixel,
-                    "per_step": rule.per_step,
-                    "options": dict(rule.options),
-                }
-            ),
-            "valid_from": codec.to_micros(price.valid_from),
-        }
-    )
-
-
 def _prices() -> Transition[Sequence[Price]]:
     rows = yield PRICES({})
-    return _readable(rows)
-
-
-def _readable(rows: Rows) -> list[Price]:
-    """The prices in `rows`. One that cannot be read is told of once and does not count."""
-    found: list[Price] = []
-    for row in rows:
-        try:
-            found.append(_price(row))
-        except (ValueError, TypeError, AttributeError, FluxserveError) as error:
-            if row[0] not in _unreadable:
-                _unreadable.add(row[0])
-                log.error("the price %s cannot be read, so it is left out: %s", row[0], error)
-    return found
-
-
-_unreadable: set[str] = set()
-
-
-def _price(row: Row) -> Price:
-    id_, model, channel, rule, valid_from = row
-    return Price(
-        id=id_,
-        model=model,
-        channel=channel,
-        rule=Rule(**codec.load(rule)),
-        valid_from=codec.to_time(valid_from),
-    )
+    return readable(rows)
 
 
 def _month(owner: str, period: str) -> Transition[Budget | None]:

@@ -19,7 +19,7 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, Origin
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.links import Links
-from fluxserve.dialects.replicate.api import CREATE, answer, called, page, resource
+from fluxserve.dialects.replicate.api import CREATE, NO_STORE, answer, called, page, resource
 from fluxserve.dialects.replicate.body import Create, judge_size, read_create
 from fluxserve.dialects.replicate.hold import Hold, read_cancel_after, read_prefer
 from fluxserve.dialects.replicate.own import sized, take_pictures
@@ -27,6 +27,7 @@ from fluxserve.dialects.replicate.paging import neighbours, read_cursor
 from fluxserve.dialects.replicate.params import check_input, in_their_words, to_params
 from fluxserve.dialects.replicate.render import NAME, output, render
 from fluxserve.dialects.replicate.shelf import Shelf
+from fluxserve.dialects.wire import Shown, dump, told
 
 PAGE = 100
 FILE_CLIENTS = ("replicate-python/1.", "replicate-javascript/")
@@ -40,6 +41,7 @@ class Predictions:
         self._services = services
         self._shelf = shelf
         self._mount = mount
+        self._shown = Shown()
 
     def routes(self, prefix: str) -> list[Route]:
         services = self._services
@@ -79,7 +81,12 @@ class Predictions:
     async def get(self, request: Request, caller: Caller) -> Response:
         links = self._services.links(request, self._mount)
         found = await self._services.predictions.get(_id(request), caller)
-        return answer(await self._show(request, found, links))
+        if found.outputs:  # shown inline to some clients and as links to others
+            return answer(await self._show(request, found, links))
+        body = self._shown.get(found, links)
+        if body is None:
+            body = self._shown.keep(found, links, dump(await self._show(request, found, links)))
+        return told(body, 200, NO_STORE)
 
     async def cancel(self, request: Request, caller: Caller) -> Response:
         links = self._services.links(request, self._mount)
