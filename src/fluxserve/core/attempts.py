@@ -7,7 +7,7 @@ A row is due at `next_at`: an accepted one is polled then, an intent or unknown 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
@@ -114,10 +114,11 @@ class AttemptStore(Protocol):
 
     async def next_due(self) -> datetime | None: ...
 
-    async def hurry(self, at: datetime) -> int:
-        """Make everything that is due later due at `at`; returns how many.
+    async def hurry(self, at: datetime, apart: timedelta) -> int:
+        """Make everything that is due at any time due soon after `at`; returns how many.
 
-        For a process that knows it is the only one: whoever was to see to them is dead.
+        For a process that knows it is the only one: whoever was to see to them is dead. They are
+        spread over as many times `apart` as there are rows.
         """
         ...
 

@@ -5,9 +5,9 @@ claim_due hands out what is to be polled or looked up, to one worker at a time
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, func, insert, literal_column, select, text, update
+from sqlalchemy import BigInteger, bindparam, func, insert, literal_column, select, text, update
 
 from fluxserve.core.attempts import NEXT, Attempt, AttemptState
 from fluxserve.core.deliveries import Delivery
@@ -98,10 +98,14 @@ CLAIM_DUE = Statement(
 NEXT_DUE = Statement(select(func.min(A.next_poll_at)).where(IS_DUE))
 HURRY = Statement(
     update(tables.attempt)
-    .where(UNFINISHED, IS_DUE, A.next_poll_at > bindparam("at"))
-    .values(next_poll_at=bindparam("at"))
+    .where(UNFINISHED, IS_DUE)
+    .values(
+        next_poll_at=bindparam("at")
+        + func.abs(A.next_poll_at - bindparam("at")) % bindparam("within", type_=BigInteger)
+    )
     .returning(A.id)
 )
+WAITING = Statement(select(func.count(A.id)).where(UNFINISHED, IS_DUE))
 OPEN_COUNTS = Statement(
     select(A.channel, func.count(literal_column("1")))
     .where(UNFINISHED, IS_DUE, A.state != bindparam("ours"))
@@ -118,12 +122,14 @@ BOUND = Statement(
     )
 )
 NEWEST = select(*COLUMNS).order_by(A.created_at.desc(), A.id.desc()).limit(bindparam("most"))
-PAGE = Statement(NEWEST)
-PAGE_STATE = Statement(NEWEST.where(A.state == bindparam("of_state")))
-PAGE_CHANNEL = Statement(NEWEST.where(A.channel == bindparam("on_channel")))
-PAGE_BOTH = Statement(
-    NEWEST.where(A.channel == bindparam("on_channel"), A.state == bindparam("of_state"))
-)
+AT_CHANNEL = A.channel == bindparam("on_channel")
+IN_STATE = A.state == bindparam("of_state")
+PAGES = {  # by whether a channel and a state are named
+    (False, False): Statement(NEWEST),
+    (False, True): Statement(NEWEST.where(IN_STATE)),
+    (True, False): Statement(NEWEST.where(AT_CHANNEL)),
+    (True, True): Statement(NEWEST.where(AT_CHANNEL, IN_STATE)),
+}
 
 
 class AttemptRows:
@@ -185,8 +191,8 @@ class AttemptRows:
     async def next_due(self) -> datetime | None:
         return await self._database.read(next_due())
 
-    async def hurry(self, at: datetime) -> int:
-        return await self._database.run(hurry(at))
+    async def hurry(self, at: datetime, apart: timedelta) -> int:
+        return await self._database.run(hurry(at, apart))
 
     async def open_counts(self) -> Mapping[str, int]:
         return await self._database.read(open_counts())
@@ -299,9 +305,10 @@ def next_due() -> Transition[datetime | None]:
     return codec.maybe_time(rows[0][0])
 
 
-def hurry(at: datetime) -> Transition[int]:
-    rows = yield HURRY({"at": codec.to_micros(at)})
-    return len(rows)
+def hurry(at: datetime, apart: timedelta) -> Transition[int]:
+    rows = yield WAITING({})
+    within = max(1, round(rows[0][0] * apart.total_seconds() * 1e6))
+    return len((yield HURRY({"at": codec.to_micros(at), "within": within})))
 
 
 def open_counts() -> Transition[Mapping[str, int]]:
@@ -330,15 +337,7 @@ def page(
         params["on_channel"] = channel
     if state is not None:
         params["of_state"] = state.value
-    match channel, state:
-        case None, None:
-            statement = PAGE
-        case None, _:
-            statement = PAGE_STATE
-        case _, None:
-            statement = PAGE_CHANNEL
-        case _:
-            statement = PAGE_BOTH
+    statement = PAGES[channel is not None, state is not None]
     rows = yield statement(params)
     return [_decode(row) for row in rows]
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 OWNER = "upstream"  # of leases: any worker may go on with an accepted submission
 CLAIM_LEASE = timedelta(seconds=60)  # long enough to fetch the inputs
 POLL_LEASE = timedelta(seconds=60)  # one worker's time for one due submission
+POLLS_PER_S = 50  # of one channel: Replicate allows 3,000 such requests a minute
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,10 +167,16 @@ def is_ours(prediction: Prediction, attempt: Attempt) -> bool:
     return not prediction.is_terminal and prediction.attempt == attempt.fence
 
 
-def pause(spec: ChannelSpec, polls: int, trouble: int, dice: Callable[[], float]) -> timedelta:
-    """Until the next poll: longer with every poll, much longer with trouble, never quite alike."""
+def pause(channel: Channel, polls: int, trouble: int, dice: Callable[[], float]) -> timedelta:
+    """Until the next poll: longer with every poll, much longer with trouble, never quite alike.
+
+    With very many open submissions it is longer still, so that one channel is asked no more than
+    `POLLS_PER_S` in all.
+    """
+    spec = channel.spec
     grown = spec.poll_s * 1.2 ** min(polls, 40) * 2.0 ** min(trouble, 10)
-    return timedelta(seconds=min(grown, spec.poll_max_s) * (0.9 + 0.2 * dice()))
+    wait_s = max(min(grown, spec.poll_max_s), channel.health.open / POLLS_PER_S)
+    return timedelta(seconds=wait_s * (0.9 + 0.2 * dice()))
 
 
 def gone(name: str) -> Failure:

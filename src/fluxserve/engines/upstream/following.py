@@ -192,9 +192,8 @@ class Follower:
             return
         if prediction is not None and is_ours(prediction, attempt):
             await self._show(attempt, prediction, channel, state)
-        spec = channel.spec
         after = replace(attempt, polls=attempt.polls + 1, trouble=0)
-        await self._later(after, pause(spec, after.polls, 0, random.random))
+        await self._later(after, pause(channel, after.polls, 0, random.random))
 
     async def _show(
         self, attempt: Attempt, prediction: Prediction, channel: Channel, state: Working
@@ -231,7 +230,7 @@ class Follower:
         if attempt.trouble == 0:
             log.warning("%s: %s; asking again", attempt.prediction_id, reason)
         after = replace(attempt, polls=attempt.polls + 1, trouble=attempt.trouble + 1)
-        later = pause(channel.spec, after.polls, after.trouble, random.random)
+        later = pause(channel, after.polls, after.trouble, random.random)
         if wait_s is not None:
             later = self._desk.seconds(min(max(wait_s, 0.1), channel.spec.cool_down_max_s))
         await self._later(after, later)

@@ -11,7 +11,7 @@ from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event, EventKind
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream.answers import Provider
-from fluxserve.engines.upstream.base import Channel, Desk
+from fluxserve.engines.upstream.base import POLLS_PER_S, Channel, Desk
 from fluxserve.engines.upstream.bfl import Bfl
 from fluxserve.engines.upstream.channel import (
     ChannelHealth,
@@ -196,7 +196,7 @@ class Upstreams:
     async def _recover(self) -> None:
         """Whatever a dead process of ours had begun: look intents up, claim the rest again."""
         now = self._desk.clock()
-        if waiting := await self._desk.attempts.hurry(now):
+        if waiting := await self._desk.attempts.hurry(now, timedelta(seconds=1 / POLLS_PER_S)):
             log.info("going on with %d submissions", waiting)
         for prediction in await self._desk.store.expired(now + timedelta(days=3650)):
             if prediction.engine not in self._desk.channels:

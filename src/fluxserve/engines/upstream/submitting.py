@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 import time
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from fluxserve.engines.upstream.answers import (
     Refused,
     Working,
 )
-from fluxserve.engines.upstream.base import CLAIM_LEASE, OWNER, Channel, Desk
+from fluxserve.engines.upstream.base import CLAIM_LEASE, OWNER, Channel, Desk, pause
 from fluxserve.engines.upstream.channel import ChannelState
 from fluxserve.engines.upstream.following import Follower
 
@@ -292,7 +293,7 @@ class Submitter:
             upstream_id=accepted.ticket.upstream_id,
             poll_url=accepted.ticket.poll_url,
             cost_micro=accepted.cost_micro or 0,
-            next_at=self._desk.clock() + self._desk.seconds(spec.poll_s),
+            next_at=self._desk.clock() + pause(self._channel, 0, 0, random.random),
         )
         try:
             saved = await self._desk.attempts.move(attempt, after)
