@@ -6,6 +6,7 @@ What every request passes is written out here; Starlette gives the tables, the r
 answers, and runs start and stop.
 """
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,6 +32,9 @@ from fluxserve.ops import health
 from fluxserve.playground import landing
 from fluxserve.settings import Settings
 from fluxserve.signpost import Signpost
+
+# Links that are permission enough, for pages of any origin: outputs, and the uploads of fal.
+SIGNED_PATH = re.compile(r"/out/|(/[^/]+)?/storage/put/")
 
 
 def create_app(house: House) -> Starlette:
@@ -172,10 +176,17 @@ def _with_cors(front: ASGIApp, settings: Settings) -> ASGIApp:
     if not settings.cors:
         return front
     exposed = ("Location", "Preference-Applied", "ratelimit-remaining", "ratelimit-reset")
-    return CORSMiddleware(
+    guarded = CORSMiddleware(
         front,
         allow_origins=list(settings.cors),
         allow_methods=["GET", "POST", "PUT", "DELETE", "QUERY"],
         allow_headers=["*"],
         expose_headers=[*exposed, "Retry-After"],
     )
+
+    async def by_path(scope: Scope, receive: Receive, send: Send) -> None:
+        """Signed links are for pages of any origin, and answer for themselves."""
+        is_signed = scope["type"] == "http" and SIGNED_PATH.match(scope["path"])
+        await (front if is_signed else guarded)(scope, receive, send)
+
+    return by_path

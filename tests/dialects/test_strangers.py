@@ -48,3 +48,19 @@ async def test_only_our_own_pages_and_those_of_cors_may_act(
 )
 def test_strange_is_what_a_stranger_could_register(host: str, is_strange: bool) -> None:
     assert strange_host(host, "https://flux.shop.com/") is is_strange
+
+
+async def test_pages_of_any_origin_may_read_signed_links_where_others_may_not_call(
+    tmp_path: Path,
+) -> None:
+    asking = {"Origin": "https://other.example", "Access-Control-Request-Method": "GET"}
+    flags = {"cors": ["https://app.example"]}
+    async with house_on(tmp_path, flags) as house, client_of(house) as client:
+        for path in ("/out/token/a.png", "/fal/storage/put/token"):
+            answer = await client.options(path, headers=asking)
+            assert answer.status_code == 204
+            assert answer.headers["access-control-allow-origin"] == "*"
+        assert (await client.options("/v1/predictions", headers=asking)).status_code == 400
+        mine = {**asking, "Origin": "https://app.example"}
+        answer = await client.options("/v1/predictions", headers=mine)
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
