@@ -1,5 +1,6 @@
 """Prometheus metrics, fed by the event bus."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -15,7 +16,7 @@ from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.request import JSON
 
 BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-
+STARTS_MAX = 100_000  # runs whose start is remembered until they end; the oldest is forgotten
 
 CHANNEL_STATES = ("ready", "resting", "probing")
 CHANNEL_COUNTS = {
@@ -97,7 +98,7 @@ class Metrics:
         )
         self.registry.register(Channels(channels))
         self._count_running = running
-        self._started_at: dict[str, datetime] = {}
+        self._started_at: OrderedDict[str, datetime] = OrderedDict()
         bus.hook(self.hear)
 
     def hear(self, event: Event) -> None:
@@ -107,6 +108,9 @@ class Metrics:
             case EventKind.STARTED:
                 self._started.inc()
                 self._started_at[event.prediction_id] = event.at
+                self._started_at.move_to_end(event.prediction_id)
+                if len(self._started_at) > STARTS_MAX:  # ended by another process, as a rule
+                    self._started_at.popitem(last=False)
             case EventKind.REQUEUED:
                 self._requeued.inc()
                 self._started_at.pop(event.prediction_id, None)
