@@ -22,6 +22,7 @@ from starlette.routing import Route
 from fluxserve.core.errors import NotFound
 from fluxserve.core.ids import parse_id
 from fluxserve.core.request import JSON, BlobRef
+from fluxserve.dialects.base import FILE_PATH as FILE_PATH
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.links import SIGNATURE_BYTES
 from fluxserve.dialects.wire import Answer
@@ -31,8 +32,6 @@ CACHE_MAX_S = 3600
 HEAD_BYTES = 16  # enough to tell the four formats apart
 # Under any mount: some dialects hand out links that stay under the caller's.
 OUT_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/out/([A-Za-z0-9_-]{16,1000})/[^/]{1,255}")
-# An uploaded file under any mount: 26 letters of base 32.
-FILE_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/files/([0-7][0-9a-hjkmnp-tv-z]{25})")
 ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}
 
 

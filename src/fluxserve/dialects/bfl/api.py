@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -30,7 +31,7 @@ from fluxserve.dialects.bfl import alpha, forms, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
 from fluxserve.dialects.delivery import delivery_routes
-from fluxserve.dialects.wire import Answer
+from fluxserve.dialects.wire import Answer, Shown, dump, told
 
 NAME = "bfl"
 GATEWAY = "/flux/v1"  # resellers' mount, with their errors
@@ -60,6 +61,7 @@ class Api:
 
     services: Services
     mount: str
+    looks: Shown = dataclass_field(default_factory=Shown)
 
     @property
     def error(self) -> ErrorShape:
@@ -109,7 +111,7 @@ class Api:
         if problems:
             raise InvalidRequest.of(problems)
         urls = {key: text for key, text in texts.items() if is_url(text)}
-        pictures = await self._take(form, texts)
+        pictures = await self._take(form, texts, caller)
         origin = Origin(
             dialect=NAME,
             model_name=name,
@@ -132,11 +134,13 @@ class Api:
             raise _in_their_words(form, problem) from problem
         return Answer(words.accepted(prediction, links))
 
-    async def _take(self, form: Form, texts: dict[str, str]) -> dict[str, ImageInput]:
+    async def _take(
+        self, form: Form, texts: dict[str, str], caller: Caller
+    ) -> dict[str, ImageInput]:
         """Store the pictures one by one, letting go of each text; InvalidRequest."""
         pictures = {}
         for name in list(texts):
-            pictures[name] = await take_image(self.services, texts.pop(name), name)
+            pictures[name] = await take_image(self.services, texts.pop(name), name, caller)
         problems = forms.judge_pictures(form, pictures)
         if not problems and form is forms.FILL and "mask" not in pictures:
             problems = await self._judge_alpha(pictures["image"])
@@ -167,12 +171,19 @@ class Api:
             prediction = await self._find(asked, await self._anyone(request))
             if not prediction.is_terminal:
                 hold_s = max(wait_s, self.services.http.bfl_poll_hold_s)
-                prediction = await self.services.predictions.wait(prediction.id, hold_s)
+                if hold_s > 0:
+                    prediction = await self.services.predictions.wait(prediction.id, hold_s)
         except NotFound:
             return self._unknown(asked)
         if prediction.data_removed:
             return self._unknown(asked)
-        body = words.polled(prediction, self.services.links(request, self.mount))
+        links = self.services.links(request, self.mount)
+        if "include" not in request.query_params:
+            known = self.looks.get(prediction, links)
+            if known is None:
+                known = self.looks.keep(prediction, links, dump(words.polled(prediction, links)))
+            return told(known, 200, NO_STORE)
+        body = words.polled(prediction, links)
         if "base64" in request.query_params.get("include", "").split(","):
             body = await self._with_bytes(prediction, body)
         return Answer(body, headers=NO_STORE)

@@ -234,7 +234,8 @@ class Calls:
         known = {field.name for field in app.form.fields} | {"image_size"}
         said = {name: value for name, value in body.items() if name in known and value is not None}
         pictures = {
-            name: await take_image(self.services, texts.pop(name), name) for name in list(texts)
+            name: await take_image(self.services, texts.pop(name), name, caller)
+            for name in list(texts)
         }
         extra: dict[str, JSON] = {"sync_mode": asked.values.get("sync_mode") is True}
         if start_s is not None:

@@ -29,13 +29,15 @@ from fluxserve.dialects.base import (
 from fluxserve.dialects.native.words import (
     error,
     read_values,
+    render,
     render_card,
     render_live,
+    render_outlook,
     to_params,
     to_webhook,
 )
 from fluxserve.dialects.sse import stream
-from fluxserve.dialects.wire import Answer
+from fluxserve.dialects.wire import Answer, Shown, dump, told
 
 INLINE_MAX = 512  # characters of a string echoed in `said`; longer ones were pictures
 NO_STORE = {"Cache-Control": "no-store"}
@@ -56,14 +58,18 @@ def id_of(request: Request) -> str:
 
 
 def routes(services: Services, mount: str) -> list[Route]:
+    looks = Shown()
+
     async def create(request: Request) -> Response:
         caller = await caller_of(services, request)
         await services.limiter.hit(caller, "create")
         body = await read_object(request, services.http.body_max_bytes)
         values = read_values(body)
-        images = await _images(services, values.get("images"))
+        images = await _images(services, values.get("images"), caller)
         mask_text = values.get("mask")
-        mask = await take_image(services, mask_text, "mask") if isinstance(mask_text, str) else None
+        mask = None
+        if isinstance(mask_text, str):
+            mask = await take_image(services, mask_text, "mask", caller)
         links = services.links(request, mount)
         deadline = values.get("deadline_s")
         priority = values.get("priority")
@@ -97,7 +103,12 @@ def routes(services: Services, mount: str) -> list[Route]:
         wait = _number(request, "wait", 0.0, 60.0)
         if wait:
             prediction = await services.predictions.wait(prediction.id, wait)
-        return Answer(await _live(prediction, request), headers=NO_STORE)
+        links = services.links(request, mount)
+        body = looks.get(prediction, links)
+        if body is None:
+            body = looks.keep(prediction, links, dump(render(prediction, links)))
+        outlook = dump(render_outlook(await services.predictions.outlook(prediction)))
+        return told(body[:-1] + b"," + outlook[1:], 200, NO_STORE)
 
     async def cancel(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -179,11 +190,11 @@ def _sent(event: Event, data: dict[str, JSON]) -> ServerSentEvent:
     )
 
 
-async def _images(services: Services, value: JSON) -> tuple[ImageInput, ...]:
+async def _images(services: Services, value: JSON, caller: Caller) -> tuple[ImageInput, ...]:
     items = value if isinstance(value, list) else []
     return tuple(
         [
-            await take_image(services, item, f"images.{position}")
+            await take_image(services, item, f"images.{position}", caller)
             for position, item in enumerate(items)
             if isinstance(item, str)
         ]

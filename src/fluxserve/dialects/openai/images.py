@@ -34,7 +34,7 @@ from fluxserve.core.ids import to_uuid
 from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, ImageInput, ImageParams, Origin, Task
-from fluxserve.dialects.base import Services, bearer, failed, read_object, take_image
+from fluxserve.dialects.base import Services, bearer, check_upload, failed, read_object, take_image
 from fluxserve.dialects.openai import answers
 from fluxserve.dialects.openai.answers import NAME
 from fluxserve.dialects.openai.errors import error, error_headers, failure_of
@@ -169,8 +169,8 @@ class Images:
         card = self.services.catalog.card(model)
         caller.may_use(card.id)
         urls = dict(pictures.urls)
-        images = await self._take(pictures)
-        mask = await self._take_mask(pictures, images)
+        images = await self._take(pictures, caller)
+        mask = await self._take_mask(pictures, images, caller)
         whole = to_params(asked, model, card, images, mask)
         parts = _split(whole, card.limits.outputs_max)
         origin = Origin(
@@ -196,21 +196,21 @@ class Images:
             raise
         return made
 
-    async def _take(self, pictures: Pictures) -> tuple[ImageInput, ...]:
+    async def _take(self, pictures: Pictures, caller: Caller) -> tuple[ImageInput, ...]:
         """Store the pictures one by one, letting go of each; InvalidRequest."""
         taken = []
         while pictures.images:
             name, source = pictures.images.pop(0)
-            taken.append(await self._take_one(name, source))
+            taken.append(await self._take_one(name, source, caller))
         return tuple(taken)
 
-    async def _take_one(self, name: str, source: Source) -> ImageInput:
+    async def _take_one(self, name: str, source: Source, caller: Caller) -> ImageInput:
         if isinstance(source, bytes):
             return await self.services.intake.take(source, name)
-        return await take_image(self.services, source, name)
+        return await take_image(self.services, source, name, caller)
 
     async def _take_mask(
-        self, pictures: Pictures, images: Sequence[ImageInput]
+        self, pictures: Pictures, images: Sequence[ImageInput], caller: Caller
     ) -> ImageInput | None:
         """The mask with white where the picture is to change; InvalidRequest."""
         source, pictures.mask = pictures.mask, None
@@ -218,6 +218,7 @@ class Images:
             return None
         if isinstance(source, str):
             if is_url(source):
+                await check_upload(self.services, source.strip(), "mask", caller)
                 source = (await self.services.intake.fetch(source.strip())).data
             else:
                 taken = await self.services.intake.take_text(source, "mask")

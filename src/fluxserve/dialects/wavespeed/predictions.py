@@ -21,8 +21,9 @@ from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, bearer, read_object, take_image
 from fluxserve.dialects.links import Links
 from fluxserve.dialects.wavespeed import reading, words
-from fluxserve.dialects.wavespeed.errors import success
+from fluxserve.dialects.wavespeed.errors import NO_STORE, envelope, success
 from fluxserve.dialects.wavespeed.forms import Form, Model
+from fluxserve.dialects.wire import Shown, dump, told
 
 NAME = "wavespeed"
 WAIT_MAX_S = 5.0  # a client gives up on a poll after 10 s
@@ -57,6 +58,7 @@ class Predictions:
     services: Services
     mount: str
     models: Mapping[str, Model] = field(default_factory=dict)
+    looks: Shown = field(default_factory=Shown)
 
     # --- submit ----------------------------------------------------------------------------------
 
@@ -87,7 +89,7 @@ class Predictions:
             extra={"base64": True} if checked.values["enable_base64_output"] else {},
             webhook=webhook,
         )
-        params = reading.to_params(model, checked.values, await self._take(texts))
+        params = reading.to_params(model, checked.values, await self._take(texts, caller))
         try:
             prediction = await self.services.predictions.create(
                 params, origin, caller, idempotency=idempotency
@@ -98,10 +100,11 @@ class Predictions:
             return await self._wait(prediction, links)
         return success(await self._shown(prediction, links))
 
-    async def _take(self, texts: dict[str, str]) -> dict[str, ImageInput]:
+    async def _take(self, texts: dict[str, str], caller: Caller) -> dict[str, ImageInput]:
         """Store the pictures one by one, letting go of each text; InvalidRequest."""
         return {
-            name: await take_image(self.services, texts.pop(name), name) for name in list(texts)
+            name: await take_image(self.services, texts.pop(name), name, caller)
+            for name in list(texts)
         }
 
     async def _wait(self, prediction: Prediction, links: Links) -> Response:
@@ -121,7 +124,14 @@ class Predictions:
         wait_s = _wait_s(request)
         if wait_s and not prediction.is_terminal:
             prediction = await self.services.predictions.wait(prediction.id, wait_s)
-        return success(await self._shown(prediction, self.services.links(request, self.mount)))
+        links = self.services.links(request, self.mount)
+        if prediction.origin.extra.get("base64"):
+            return success(await self._shown(prediction, links))
+        body = self.looks.get(prediction, links)
+        if body is None:
+            shown = dump(envelope(await self._shown(prediction, links)))
+            body = self.looks.keep(prediction, links, shown)
+        return told(body, 200, NO_STORE)
 
     async def cancel(self, request: Request) -> Response:
         caller = await caller_of(self.services, request)
