@@ -203,12 +203,12 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
 
 def render_live(prediction: Prediction, outlook: Outlook, links: Links) -> dict[str, JSON]:
     """The same with when it may be done."""
+    return {**render(prediction, links), **render_outlook(outlook)}
+
+
+def render_outlook(outlook: Outlook) -> dict[str, JSON]:
     eta_s = None if outlook.eta_s is None else round(outlook.eta_s, 3)
-    return {
-        **render(prediction, links),
-        "queue_position": outlook.queue_position,
-        "eta_s": eta_s,
-    }
+    return {"queue_position": outlook.queue_position, "eta_s": eta_s}
 
 
 def render_card(card: ModelCard, engine: str, links: Links) -> dict[str, JSON]:

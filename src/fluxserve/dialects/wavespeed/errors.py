@@ -45,7 +45,11 @@ ERROR_WORD: Mapping[ErrorCode, str] = {
 
 
 def success(data: JSON) -> Response:
-    return Answer({"code": 200, "message": "success", "data": data}, headers=NO_STORE)
+    return Answer(envelope(data), headers=NO_STORE)
+
+
+def envelope(data: JSON) -> dict[str, JSON]:
+    return {"code": 200, "message": "success", "data": data}
 
 
 def error(failure: Failure) -> tuple[int, JSON]:

@@ -169,8 +169,8 @@ def _withheld(prediction: Prediction) -> str:
 
 def stamp(at: datetime) -> str:
     """ISO 8601 with milliseconds, in UTC."""
-    at = at.astimezone(UTC)
-    return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+    at = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return f"{at.isoformat(timespec='milliseconds')[:23]}Z"
 
 
 def _milliseconds(start: datetime | None, end: datetime | None) -> int:
