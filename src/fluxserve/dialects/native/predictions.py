@@ -257,6 +257,8 @@ def _cursor(text: str) -> tuple[datetime, str]:
 
 
 def _number(request: Request, name: str, default: float, limit: float) -> float:
+    if not request.scope["query_string"]:
+        return default
     text = request.query_params.get(name)
     if text is None:
         return default

@@ -149,7 +149,7 @@ class Predictions:
             base_url=links.base,
             mount=links.mount,
             said=said,
-            extra=_extra(body, "/deployments/" in request.url.path, hold is not None),
+            extra=_extra(body, "/deployments/" in request.scope["path"], hold is not None),
             webhook=body.webhook,
         )
         try:

@@ -317,6 +317,8 @@ def _time(name: str, values: Mapping[str, JSON], problems: list[Problem]) -> dat
 
 def _wait_s(request: Request) -> float:
     """`?wait=` in seconds, at most 5; 0 where nothing was said."""
+    if not request.scope["query_string"]:
+        return 0.0
     text = request.query_params.get("wait")
     try:
         seconds = float(text or 0)
