@@ -224,6 +224,8 @@ async def test_a_submission_that_happened_after_all_is_followed_to_its_bill(tmp_
         async with httpx.AsyncClient(trust_env=False, headers=headers) as direct:
             job = (await direct.post(url, json={"input": {"prompt": "a fox"}})).json()
         async with provided(tmp_path, origin) as house:
+            async with asking(house) as client:
+                await client.post(f"{ROOT}/prices", json={"per_image": 0.04})
             lost = await unknown_of(house)
             await house.upstreams.start()
             async with asking(house) as client:
@@ -233,8 +235,11 @@ async def test_a_submission_that_happened_after_all_is_followed_to_its_bill(tmp_
                 await until_ended(house, lost.id)
             await house.upstreams.stop()
             ended = await house.attempts.get(lost.id)
+            kinds = [entry.kind for entry in await house.money.entries(lost.prediction_id)]
         assert ended.upstream_id == job["id"]
         assert ended.state in (AttemptState.DONE, AttemptState.CANCELED)
+        paid = "settle" if ended.state is AttemptState.DONE else "release"
+        assert kinds == ["hold", paid]
         assert fake.submissions == 1
 
 
