@@ -11,5 +11,6 @@ def test_no_request_gets_a_5xx_or_an_answer_of_another_shape(tmp_path: Path) -> 
         fuzz.run(300)
     finally:
         fuzz.close()
-    assert fuzz.codes[201] > 20, fuzz.codes
-    assert fuzz.codes[422] > 20, fuzz.codes
+    # How many is drawn too (18 to 52 were seen): enough of both kinds to mean something.
+    assert fuzz.codes[201] >= 5, fuzz.codes
+    assert fuzz.codes[422] >= 5, fuzz.codes
