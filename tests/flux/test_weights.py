@@ -61,7 +61,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a fill model": (
         lambda f: edit_json(f / "transformer/config.json", lambda v: v.update(in_channels=384)),
-        "takes 384 channels, this VAE makes 64",
+        "takes 384 channels, this VAE makes",
     ),
     "broken config": (
         lambda f: (f / "vae/config.json").write_text("{"),

@@ -122,11 +122,16 @@ def _spec(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, edits: bool
             num_steps=4 if schnell else 28,
             guidance_scale=0.0 if schnell else 3.5,
             guidance_scale_edit=0.0 if schnell else 2.5,
-            preview=FLUX_FACTORS,
         )
+        spec = replace(spec, preview=_published_preview(spec.autoencoder))
         return _with_sidecar(spec, folder.parent / "defaults.json", folder.name)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder.name}: a config is incomplete: {error}") from error
+
+
+def _published_preview(vae: AutoencoderSpec) -> LinearPreview | None:
+    """The factors of the FLUX.1 VAE; of a VAE with other channels nothing is known."""
+    return FLUX_FACTORS if len(FLUX_FACTORS.factors) == vae.latent_channels else None
 
 
 def _with_sidecar(spec: ModelSpec, path: Path, checkpoint: str) -> ModelSpec:
@@ -134,6 +139,12 @@ def _with_sidecar(spec: ModelSpec, path: Path, checkpoint: str) -> ModelSpec:
     if not path.exists() or _json(path).get("checkpoint") != checkpoint:
         return spec
     said = Sidecar.read(path)
+    channels = spec.autoencoder.latent_channels
+    if said.preview and len(said.preview.factors) != channels:
+        raise WeightsError(
+            f"{path.name}: preview has factors for {len(said.preview.factors)} channels, this VAE"
+            f" has {channels}"
+        )
     return replace(
         spec,
         name=said.name,
