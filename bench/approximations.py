@@ -23,7 +23,7 @@ from torch import Tensor
 from fluxserve.flux import sample, skips, weights
 from fluxserve.flux.autoencoder import from_pixels
 from fluxserve.flux.folder import embedded_folder
-from fluxserve.flux.skips import REF_KV, SKIP
+from fluxserve.flux.skips import REF_KV, SKIP, Linears
 from fluxserve.flux.weights import Model
 
 MEAN_MAX = 99.0  # dB, what equal pictures count as
@@ -163,7 +163,7 @@ def main() -> None:
     said = parser.parse_args()
     torch.set_num_threads(said.threads)
     model = weights.load(embedded_folder(), device="cpu", dtype="float32")
-    eight_bit = weights.load(embedded_folder(), device="cpu", dtype="float32", is_fp8=True)
+    eight_bit = weights.load(embedded_folder(), device="cpu", dtype="float32", linears=Linears.FP8)
     refreshes = [int(part) for part in said.refresh.split(",")]
     with torch.inference_mode():
         rows = table(model, eight_bit, said.steps, refreshes)

@@ -76,13 +76,16 @@ class Engine(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU; fp8: CUDA only"
     )
+    fp8: Literal["auto", "on", "off"] = Field(
+        "auto", description="8-bit copies beside exact linears; auto: CUDA, where they have room"
+    )
     batch_tokens_max: int = Field(0, ge=0, description="tokens of one step; 0: chosen by device")
     concurrency: int = Field(16, ge=1, description="predictions the engine holds at once")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: one per core")
     stuck_s: float = Field(120.0, gt=0, description="an engine silent for this long is replaced")
     preview_steps: int = Field(2, ge=0, description="a preview every so many steps; 0: none")
-    go_fast: Annotated[tuple[Literal["skip", "ref_kv"], ...], BeforeValidator(_listed)] = Field(
-        ("skip",), description="the approximations that go_fast allows: skip, ref_kv"
+    go_fast: Annotated[tuple[Literal["skip", "ref_kv", "fp8"], ...], BeforeValidator(_listed)] = (
+        Field(("skip",), description="the approximations that go_fast allows: skip, ref_kv, fp8")
     )
     lora_max_bytes: int = Field(2**30, ge=1024, description="bytes of a LoRA fetched from a URL")
     lora_cache_bytes: int = Field(

@@ -41,8 +41,9 @@ PAID = {**UPSTREAM, "name": "paid", "kind": "wavespeed", "key_env": "KEY"}
     ("engine", "asked", "words"),
     [
         ("embedded", (A.SKIP, A.REF_KV), None),
-        ("embedded", (A.SKIP, A.FP8), 'approximate: fp8 cannot be had of embedded; .*"fp8"'),
+        ("embedded", (A.SKIP, A.FP8), "approximate: fp8 cannot be had of embedded; .*engine.fp8"),
         ("coarse", (A.SKIP, A.FP8), None),
+        ("both", (A.SKIP, A.FP8), None),
         ("paid", (A.SKIP,), "approximate: skip cannot be had of paid, which knows go_fast at"),
         ("paid", (), None),
         ("paid", None, None),
@@ -60,12 +61,13 @@ def test_an_approximation_is_refused_where_nobody_knows_it(
     monkeypatch.setenv("KEY", "secret")
     said = {"upstream": [UPSTREAM, PAID], "route": [ROUTE], "data_dir": str(tmp_path)}
     dtype = "fp8" if engine == "coarse" else "auto"
-    settings = load({**said, "engine": {"dtype": dtype}}, environ={})
+    twins = "on" if engine == "both" else "auto"
+    settings = load({**said, "engine": {"dtype": dtype, "fp8": twins}}, environ={})
     catalog = Catalog(CARDS, lambda: 1)
     choice = choose_engines(settings, catalog)
     params = ImageParams(model="flux-dev", prompt="a fox", approximate=asked)
     request = catalog.complete(params)
-    name = "embedded" if engine == "coarse" else engine
+    name = "embedded" if engine in ("coarse", "both") else engine
     if words is None:
         assert choice.place(name, request) == name
         return

@@ -7,6 +7,7 @@ import torch
 from fluxserve.flux.encoders import ClipText, T5Encoder
 from fluxserve.flux.offload import stream
 from fluxserve.flux.quantize import Fp8Linear
+from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ClipSpec, T5Spec
 from fluxserve.flux.weights import Model, load
 
@@ -41,6 +42,6 @@ def test_every_layer_runs_on_the_device_and_goes_home() -> None:
 
 
 def test_a_model_is_loaded_in_8_bits_at_once(embedded_folder: Path) -> None:
-    model = load(embedded_folder, device="cpu", dtype="float32", is_fp8=True)
+    model = load(embedded_folder, device="cpu", dtype="float32", linears=Linears.FP8)
     kinds = [type(module) for module in model.transformer.modules()]
     assert kinds.count(Fp8Linear) == 2 * 8 + 6 * 2

@@ -24,6 +24,8 @@ from tests.flux.conftest import pair
 SPEC = tiny()
 # Relative to the largest value of the latents: units in the last place of float32.
 FLOAT32_CLOSE = 1e-6
+# A last digit that differs may bring a value in 8 bits to its neighbour, a sixteenth away.
+COARSE_CLOSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +125,7 @@ def house(request: pytest.FixtureRequest, embedded: Model) -> House:
     model = Model(SPEC, network, Autoencoder(SPEC.autoencoder), embedded.text)
     with torch.inference_mode():
         conditions = [condition_of(model, kind, at) for at, kind in enumerate(KINDS)]
-        alone = []
-        for at, condition in enumerate(conditions):
-            made = sample.begin(model, condition, at)
-            while not made.is_done:
-                sample.advance(model, [made])
-            alone.append(made.latents)
+        alone = [alone_on(model, condition, at) for at, condition in enumerate(conditions)]
     return House(model, conditions, alone)
 
 
@@ -138,22 +135,11 @@ def assert_as_alone(house: House, at: int, made: Sample) -> None:
         assert torch.equal(made.latents, expected)
     else:
         error = (made.latents - expected).abs().max() / expected.abs().max()
-        assert float(error) <= FLOAT32_CLOSE
+        is_coarse = house.conditions[at].is_coarse
+        assert float(error) <= (COARSE_CLOSE if is_coarse else FLOAT32_CLOSE)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    arrivals=st.lists(
-        st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 8)), min_size=1, max_size=7
-    ),
-    leavers=st.sets(st.integers(0, 6), max_size=2),
-    chance=st.randoms(use_true_random=False),
-)
-def test_whoever_joins_pauses_or_leaves_each_request_ends_as_alone(
-    house: House, arrivals: list[tuple[int, int]], leavers: set[int], chance: Random
-) -> None:
+def play(house: House, arrivals: list[tuple[int, int]], leavers: set[int], chance: Random) -> None:
     """Each turn some of those that are there take a step, in any order; a leaver never ends."""
     ended = 0
     waiting = list(enumerate(arrivals))
@@ -175,6 +161,30 @@ def test_whoever_joins_pauses_or_leaves_each_request_ends_as_alone(
                 ended += 1
         running = [one for one in running if not one[2].is_done]
     assert ended >= len(arrivals) - len(leavers)
+
+
+def alone_on(model: Model, condition: Condition, seed: int) -> Tensor:
+    """The latents at the end of a run without company."""
+    made = sample.begin(model, condition, seed)
+    while not made.is_done:
+        sample.advance(model, [made])
+    return made.latents
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 8)), min_size=1, max_size=7
+    ),
+    leavers=st.sets(st.integers(0, 6), max_size=2),
+    chance=st.randoms(use_true_random=False),
+)
+def test_whoever_joins_pauses_or_leaves_each_request_ends_as_alone(
+    house: House, arrivals: list[tuple[int, int]], leavers: set[int], chance: Random
+) -> None:
+    play(house, arrivals, leavers, chance)
 
 
 def test_all_kinds_at_once_end_as_alone(house: House) -> None:

@@ -36,7 +36,7 @@ class Approximation(StrEnum):
 
     SKIP = "skip"  # some steps are extrapolated instead of computed
     REF_KV = "ref_kv"  # in some steps keys and values of the input pictures are those of the last
-    FP8 = "fp8"  # linears in 8 bits; a matter of how the weights were loaded, for all requests
+    FP8 = "fp8"  # the large linears in 8 bits, where the engine has them so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ def _check_approximations(name: str, engine: Engine | None, request: ImageReques
     if lacking:
         text = f"approximate: {', '.join(lacking)} cannot be had of {name}"
         if FP8 in lacking and known:
-            text += '; 8 bits are for a whole engine, with engine.dtype = "fp8"'
+            text += "; 8 bits need engine.fp8 or engine.dtype in the server's settings"
         elif not known:
             text += ", which knows go_fast at most"
         raise InvalidRequest(text, field="approximate")

@@ -21,6 +21,7 @@ from fluxserve.flux import kernels
 from fluxserve.flux.memory import Memory
 from fluxserve.flux.modules import DoubleBlock, FluxTransformer, SingleBlock, Stream
 from fluxserve.flux.prepare import Adapter, Prepared
+from fluxserve.flux.quantize import TwinLinear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +33,7 @@ class Row:
     step: int  # which of the prepared noise levels
     memory: Memory | None = None  # where this pass leaves the references' keys and values ...
     reuses: bool = False  # ... or takes them from, so that their tokens do not run
+    is_coarse: bool = False  # large linears in 8 bits, where the model has them in both forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Plan:
     rotation: Sequence[Tensor]  # by span: (count, length, 1, 1, head_dim / 2)
     memories: Sequence[Sequence[Memory | None]]  # by span, by member
     patches: Sequence[Patch]
+    exact: Mapping[str, int]  # by layout: its first tokens, whose linears are not in 8 bits
 
     def of(self, name: str) -> Sequence[Tensor]:
         """The modulation of one block, by span: (parts, count, 1, width)."""
@@ -110,7 +113,8 @@ class Plan:
 
 def forward(model: FluxTransformer, rows: Sequence[Row]) -> list[Tensor]:
     """The velocity of every row, (L, in_channels) each, in the order given."""
-    order = sorted(range(len(rows)), key=lambda at: _lengths(rows[at]))
+    # Those in 8 bits last: the tokens of either kind lie together in every layout.
+    order = sorted(range(len(rows)), key=lambda at: _kind(rows[at]))
     ordered = [rows[at] for at in order]
     plan = _plan(ordered, model.parts)
     text, image = _streams(model, ordered)
@@ -139,13 +143,27 @@ def _lengths(row: Row) -> tuple[int, int, int, int]:
     return prepared.text.shape[0], row.latents.shape[0], runs, kept
 
 
+def _kind(row: Row) -> tuple[bool, tuple[int, int, int, int]]:
+    """Rows of one kind share a span."""
+    return row.is_coarse, _lengths(row)
+
+
+def _exact(rows: Sequence[Row]) -> Mapping[str, int]:
+    text = image = 0
+    for row in rows:
+        if not row.is_coarse:
+            of_text, picture, reference, _ = _lengths(row)
+            text, image = text + of_text, image + picture + reference
+    return {"text": text, "image": image, "joint": text + image}
+
+
 def _plan(rows: Sequence[Row], parts: Mapping[str, slice]) -> Plan:
-    """Lay out `rows`, which are sorted by their lengths."""
+    """Lay out `rows`, which are sorted by their kinds."""
     spans: list[Span] = []
     turns: list[Tensor] = []
     modulation: list[Tensor] = []
     memories: list[Sequence[Memory | None]] = []
-    cuts = [i for i in range(1, len(rows)) if _lengths(rows[i]) != _lengths(rows[i - 1])]
+    cuts = [i for i in range(1, len(rows)) if _kind(rows[i]) != _kind(rows[i - 1])]
     text = image = pictures = 0
     for start, end in pairwise([0, *cuts, len(rows)]):
         members = rows[start:end]
@@ -158,7 +176,7 @@ def _plan(rows: Sequence[Row], parts: Mapping[str, slice]) -> Plan:
         modulation.append(_stack(levels, dim=1)[:, :, None])
         text, image = text + span.count * span.text, image + span.count * span.image
         pictures += span.count * span.picture
-    return Plan(spans, modulation, parts, turns, memories, _patches(rows))
+    return Plan(spans, modulation, parts, turns, memories, _patches(rows), _exact(rows))
 
 
 def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -225,7 +243,7 @@ def _pictures(plan: Plan, joint: Tensor) -> Tensor:
 
 def _project(layer: nn.Module, name: str, x: Tensor, plan: Plan, layout: str) -> Tensor:
     """The linear and, for the requests that bring them, their adapters."""
-    y: Tensor = layer(x)
+    y: Tensor = layer(x, plan.exact[layout]) if isinstance(layer, TwinLinear) else layer(x)
     for patch in plan.patches:
         for delta in patch.adapter.get(name, ()):
             start, end = getattr(patch, layout)
@@ -326,7 +344,7 @@ def _single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> None:
 
 def _last_single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> Tensor:
     """As `_single`, but only the pictures come out: nobody reads the other rows any more."""
-    fused = block.fused
+    fused, out = (_only(layer, plan) for layer in (block.fused, block.out))
     if plan.patches or not isinstance(fused, nn.Linear):
         _single(block, name, plan, joint)
         return _pictures(plan, joint)
@@ -338,8 +356,15 @@ def _last_single(block: SingleBlock, name: str, plan: Plan, joint: Tensor) -> Te
     rest = _columns(fused, _pictures(plan, h), slice(3 * width, None))
     both = torch.cat([mixed, kernels.gelu(rest)], dim=1)
     x = _pictures(plan, joint).clone()
-    _add_gated(x, block.out(both), plan, parts, 2, Span.in_pictures)
+    _add_gated(x, out(both), plan, parts, 2, Span.in_pictures)
     return x
+
+
+def _only(layer: nn.Module, plan: Plan) -> nn.Module:
+    """The form of a layer that all rows use; the layer itself where they differ."""
+    if not isinstance(layer, TwinLinear) or 0 < plan.exact["joint"] < plan.tokens:
+        return layer
+    return layer.exact if plan.exact["joint"] else layer.coarse
 
 
 def _columns(layer: nn.Linear, x: Tensor, columns: slice) -> Tensor:

@@ -6,6 +6,9 @@
 A token's scale depends on that token alone, so no request feels another one in the same forward
 (one scale for a whole tensor, as is common, would let the loudest neighbour choose it).
 
+`quantize` leaves only the 8-bit layers; `twin` keeps them beside the exact ones, so that in one
+forward the rows of some requests go through these and the rows of the others through those.
+
 On CUDA the product is one kernel with fast accumulation. Elsewhere it is computed from the very
 same 8-bit values in float64, where a sum of up to 2^16 products is exact: slow, and the arithmetic
 that the kernel approximates. Tests compare with that; the kernel itself they never ran on a GPU.
@@ -13,11 +16,15 @@ that the kernel approximates. Tests compare with that; the kernel itself they ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.modules import DoubleBlock, FluxTransformer, SingleBlock
+from fluxserve.flux.skips import FP8 as NAME
+from fluxserve.flux.skips import Linears
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest e4m3 value
@@ -51,7 +58,7 @@ class Fp8Linear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("weight", values)
         self.register_buffer("scales", scales)
-        self.register_buffer("bias", layer.bias.detach().clone())
+        self.register_buffer("bias", layer.bias.detach())
         self.weight: Tensor  # (n_out, n_in), e4m3
         self.scales: Tensor  # (n_out, 1), float32
         self.bias: Tensor  # (n_out,)
@@ -76,6 +83,26 @@ class Fp8Linear(nn.Module):
         return y.to(dtype)
 
 
+class TwinLinear(nn.Module):
+    """A linear layer in both forms: some rows go through the exact one, the rest through 8 bits."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Keeps `layer` and makes an 8-bit copy of its weights where it is; WeightsError as there.
+
+        A bias is shared by both.
+        """
+        super().__init__()
+        self.exact, self.coarse = layer, Fp8Linear(layer)
+
+    def forward(self, x: Tensor, exact: int) -> Tensor:
+        """(N, n_in) -> (N, n_out), in the dtype of `x`; the first `exact` rows exactly."""
+        if exact == len(x):
+            return self.exact(x)  # type: ignore[no-any-return]
+        if exact == 0:
+            return self.coarse(x)  # type: ignore[no-any-return]
+        return torch.cat([self.exact(x[:exact]), self.coarse(x[exact:])])
+
+
 def reference(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
 ) -> Tensor:
@@ -94,21 +121,56 @@ def quantize(model: FluxTransformer, device: torch.device | None = None) -> Flux
     With `device` each goes there before, and the rest of the model afterwards. Embedders,
     modulation and the last layer stay: they are small and carry what all rows share.
     """
-    for block in model.doubles:
-        assert isinstance(block, DoubleBlock)
-        for stream in (block.text, block.image):
-            _replace(stream, STREAM_LAYERS, device)
-    for single in model.singles:
-        assert isinstance(single, SingleBlock)
-        _replace(single, SINGLE_LAYERS, device)
+    for above, name, layer in _large(model):
+        setattr(above, name, Fp8Linear(layer if device is None else layer.to(device)))
     return model if device is None else model.to(device)
 
 
-def _replace(module: nn.Module, names: tuple[str, ...], device: torch.device | None) -> None:
+def twin(model: FluxTransformer) -> FluxTransformer:
+    """Put 8-bit copies beside the large linears of the blocks, where they are; returns `model`."""
+    for above, name, layer in _large(model):
+        setattr(above, name, TwinLinear(layer))
+    return model
+
+
+def _large(model: FluxTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """What holds each of the large linears, its name there, and the layer."""
+    for block in model.doubles:
+        assert isinstance(block, DoubleBlock)
+        for stream in (block.text, block.image):
+            yield from _named(stream, STREAM_LAYERS)
+    for single in model.singles:
+        assert isinstance(single, SingleBlock)
+        yield from _named(single, SINGLE_LAYERS)
+
+
+def _named(above: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     for name in names:
-        layer = module.get_submodule(name)
+        layer = above.get_submodule(name)
         if isinstance(layer, nn.Linear):
-            setattr(module, name, Fp8Linear(layer if device is None else layer.to(device)))
+            yield above, name, layer
+
+
+def ways(dtype: str, twins: str, device: torch.device) -> tuple[Linears, ...]:
+    """How the large linears may be kept, by what the settings say; the way liked best first.
+
+    `twins` is `on`, `off`, or `auto`: 8-bit copies where the device has kernels for them and room.
+    Raises WeightsError where 8 bits are asked for and cannot be had.
+    """
+    if dtype == NAME:
+        check(device)
+        return (Linears.FP8,)
+    if twins == "on":
+        check(device)
+        return (Linears.BOTH,)
+    if twins == "auto" and device.type == "cuda" and can(device):
+        return Linears.BOTH, Linears.EXACT
+    return (Linears.EXACT,)
+
+
+def can(device: torch.device) -> bool:
+    """Whether a CUDA device has the 8-bit kernels."""
+    return torch.cuda.get_device_capability(device) >= CAPABILITY_MIN
 
 
 def check(device: torch.device) -> None:
@@ -117,8 +179,8 @@ def check(device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise WeightsError(f"fp8: {device.type} has no 8-bit matrix products; use bfloat16")
-    found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY_MIN:
+    if not can(device):
+        found = torch.cuda.get_device_capability(device)
         raise WeightsError(
             f"fp8: this GPU has compute capability {found[0]}.{found[1]},"
             f" {CAPABILITY_MIN[0]}.{CAPABILITY_MIN[1]} is needed; use bfloat16"

@@ -17,7 +17,7 @@ from fluxserve.flux.autoencoder import to_pixels
 from fluxserve.flux.memory import Memory
 from fluxserve.flux.prepare import Adapter, Prepared, prepare, rotation
 from fluxserve.flux.preview import preview
-from fluxserve.flux.skips import REF_KV, SKIP, refresh_map, skip_map
+from fluxserve.flux.skips import FP8, REF_KV, SKIP, refresh_map, skip_map
 from fluxserve.flux.spec import Guidance
 from fluxserve.flux.weights import Model
 
@@ -51,6 +51,7 @@ class Condition:
     repaint: Repaint | None = None
     computed: tuple[bool, ...] = ()  # by step; others are extrapolated. Empty: all are computed
     refreshed: tuple[bool, ...] = ()  # by step; others reuse references. Empty: nothing is reused
+    is_coarse: bool = False  # large linears in 8 bits, where the model has them in both forms
 
 
 @dataclass(slots=True, eq=False)
@@ -107,8 +108,8 @@ def condition(
 
     `references` are latents as `Autoencoder.encode` makes them, (C, H, W) with even H and W. With
     `first_step` the denoising starts there, from the picture of `repaint` instead of pure noise.
-    Of `approximations` "skip" computes only the steps of `skip_map`, and "ref_kv" the references
-    only in those of `refresh_map`.
+    Of `approximations` "skip" computes only the steps of `skip_map`, "ref_kv" the references only
+    in those of `refresh_map`, and "fp8" takes the 8-bit linears of a model that keeps both forms.
     """
     spec = model.spec
     rows, columns = height // spec.pixels_per_token, width // spec.pixels_per_token
@@ -156,6 +157,7 @@ def condition(
         repaint=repaint,
         computed=computed if SKIP in approximations else (),
         refreshed=refresh_map(computed) if reuses else (),
+        is_coarse=FP8 in approximations,
     )
 
 
@@ -237,6 +239,7 @@ def _velocities(model: Model, samples: Sequence[Sample]) -> list[Tensor]:
                     sample.step,
                     memory=memory if refreshed else None,
                     reuses=bool(refreshed) and not refreshed[sample.step],
+                    is_coarse=sample.condition.is_coarse,
                 )
             )
     found = iter(packed.forward(model.transformer, rows))

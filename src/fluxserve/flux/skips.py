@@ -1,13 +1,22 @@
-"""What a fast run leaves out: whole steps, or the references within a step. Imports no torch."""
+"""What a fast run leaves out: steps, references within a step, digits. Imports no torch."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 SKIP = "skip"  # some steps are extrapolated instead of computed
 REF_KV = "ref_kv"  # in some steps keys and values of the references are those of an earlier one
-FP8 = "fp8"  # linears in 8 bits: how the weights were loaded, the same for every request
-APPROXIMATIONS = frozenset({SKIP, REF_KV})  # that are up to each request
+FP8 = "fp8"  # the large linears work in 8 bits; only where they were loaded so
+APPROXIMATIONS = frozenset({SKIP, REF_KV})  # that any engine can do
 SKIPS_MIN = 8  # below so many steps there is nothing between the first and the last three
 REFRESH_CALLS = 2  # every so many computed steps the references are computed again
+
+
+class Linears(StrEnum):
+    """How the large linears of the blocks are kept on the device."""
+
+    EXACT = "exact"  # as published: nobody can have 8 bits
+    FP8 = "fp8"  # in 8 bits only: everybody has them
+    BOTH = "both"  # each request has what it asks for
 
 
 def skip_map(num_steps: int) -> tuple[bool, ...]:

@@ -18,6 +18,7 @@ from fluxserve.flux.folder import WeightsError, inspect, weight_files
 from fluxserve.flux.modules import FluxTransformer, Placement, placements
 from fluxserve.flux.offload import stream
 from fluxserve.flux.singlefile import diffusers_names
+from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.text import TextEncoder, load_tokenizer
 
@@ -81,14 +82,14 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    is_fp8: bool = False,
+    linears: Linears = Linears.EXACT,
     streams_text: bool = False,
 ) -> Model:
     """Load a FLUX.1 model from `folder`; WeightsError says what is wrong with it.
 
-    With `is_fp8` the large linears of the transformer become 8-bit ones; they are read into main
-    memory first, so the device never holds more than the result. With `streams_text` the text
-    encoders stay in main memory and visit the device layer by layer.
+    `linears` says how the large ones of the transformer are kept. Those that are wanted in 8 bits
+    only are read into main memory first, so the device never holds more than the result. With
+    `streams_text` the text encoders stay in main memory and visit the device layer by layer.
     """
     spec = inspect(folder)
     place = choose_device(device)
@@ -97,12 +98,12 @@ def load(
     with torch.device("meta"):
         network = FluxTransformer(spec.transformer)
         vae, clip, t5 = Autoencoder(spec.autoencoder), ClipText(spec.clip), T5Encoder(spec.t5)
-    if is_fp8:
+    if linears is not Linears.EXACT:
         quantize.check(place)
     host = torch.device("cpu")
     of_text = host if streams_text else place
     parts: tuple[tuple[nn.Module, torch.device], ...] = (
-        (network, host if is_fp8 else place),
+        (network, host if linears is Linears.FP8 else place),
         (vae, place),
         (clip, of_text),
         (t5, of_text),
@@ -113,8 +114,10 @@ def load(
     _fill(vae, folder / "vae", Placement)
     _fill(clip, folder / "text_encoder", lambda name: Placement(clip_names(name)))
     _fill(t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name)))
-    if is_fp8:
+    if linears is Linears.FP8:
         quantize.quantize(network, place)
+    elif linears is Linears.BOTH:
+        quantize.twin(network)
     if streams_text:
         stream(clip, place)
         stream(t5, place)

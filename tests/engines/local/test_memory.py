@@ -1,5 +1,6 @@
 """The memory plan: everything on the device, text encoders beside it, or a refusal with numbers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fluxserve.engines.local.memory import (
 )
 from fluxserve.flux import folder
 from fluxserve.flux.folder import WeightsError
+from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ModelSpec, TransformerSpec
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -34,7 +36,7 @@ def place(
     free_gib: float,
     *,
     device: torch.device = CUDA,
-    is_fp8: bool = False,
+    linears: Sequence[Linears] = (Linears.EXACT,),
     host_gib: float = 64.0,
     rows_max: int = 6144,
     spec: ModelSpec = KONTEXT,
@@ -43,7 +45,7 @@ def place(
         spec,
         device=device,
         dtype=torch.bfloat16,
-        is_fp8=is_fp8,
+        linears=linears,
         rows_max=rows_max,
         requests_max=16,
         free_bytes=int(free_gib * GIB),
@@ -60,10 +62,35 @@ def test_the_parts_of_flux_are_as_large_as_published() -> None:
 
 
 def test_eight_bits_halve_what_steps_read() -> None:
-    exact, rounded = place(139), place(139, is_fp8=True)
+    exact, rounded = place(139), place(139, linears=[Linears.FP8])
     # 57 blocks of 12 widths squared, twice for the two streams of the first 19.
     large = 12 * 3072**2 * (57 + 19)
     assert exact.transformer_bytes - rounded.transformer_bytes == pytest.approx(large, rel=0.01)
+
+
+WISHED = (Linears.BOTH, Linears.EXACT)
+
+
+def test_8_bit_copies_are_kept_where_they_have_room() -> None:
+    exact, both = place(139), place(139, linears=WISHED)
+    large = 12 * 3072**2 * (57 + 19)
+    assert both.linears is Linears.BOTH
+    assert both.transformer_bytes - exact.transformer_bytes == pytest.approx(large, rel=0.01)
+    assert both.sentence.endswith("on the device, all of it there, linears exact and in 8 bits")
+    assert exact.sentence.endswith("all of it there, linears exact only")
+
+
+def test_8_bit_copies_give_way_before_text_encoders_do() -> None:
+    found = place(44, linears=WISHED)
+    assert (found.linears, found.streams_text) == (Linears.EXACT, False)
+    assert "no room for 8-bit copies" in found.sentence
+    assert place(34, linears=WISHED).streams_text
+
+
+def test_8_bit_copies_that_must_be_there_are_refused_without_room() -> None:
+    assert place(44, linears=[Linears.BOTH]).streams_text
+    with pytest.raises(WeightsError, match=r"34\.0 GiB are free; without 8-bit copies .*needs"):
+        place(34, linears=[Linears.BOTH])
 
 
 def test_text_encoders_give_way_when_the_device_is_too_small_for_all() -> None:
@@ -71,14 +98,14 @@ def test_text_encoders_give_way_when_the_device_is_too_small_for_all() -> None:
     assert found.streams_text
     assert found.device_bytes <= found.free_bytes
     assert "streamed from main memory" in found.sentence
-    assert place(24, is_fp8=True).streams_text
+    assert place(24, linears=[Linears.FP8]).streams_text
 
 
 def test_a_device_that_is_too_small_is_refused_with_the_numbers() -> None:
     with pytest.raises(WeightsError, match=r"needs \d\d\.\d GiB on cuda, 24\.0 GiB are free; fp8"):
         place(24)
     with pytest.raises(WeightsError, match=r"8\.0 GiB are free; free some memory"):
-        place(8, is_fp8=True)
+        place(8, linears=[Linears.FP8])
 
 
 def test_text_encoders_need_main_memory_instead() -> None:
@@ -107,7 +134,7 @@ def test_the_model_of_the_package_fits_anywhere() -> None:
 def test_what_is_free_here_is_counted() -> None:
     assert GIB // 8 < device_bytes(CPU) == pytest.approx(available_bytes(), rel=0.2)
     with pytest.raises(WeightsError):
-        plan(KONTEXT, device=CPU, dtype=torch.float32, is_fp8=False, rows_max=10**9,
+        plan(KONTEXT, device=CPU, dtype=torch.float32, linears=[Linears.EXACT], rows_max=10**9,
              requests_max=1)  # fmt: skip
 
 

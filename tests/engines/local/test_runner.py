@@ -11,7 +11,7 @@ from fluxserve.engines.local.turns import Turns
 from fluxserve.flux import weights
 from fluxserve.flux.folder import embedded_folder
 from fluxserve.flux.memory import memory_bytes
-from fluxserve.flux.quantize import quantize
+from fluxserve.flux.quantize import quantize, twin
 from fluxserve.flux.spec import FLUX_KONTEXT_DEV
 from fluxserve.flux.weights import Model
 from tests.engines.local.test_plan import EDIT
@@ -64,6 +64,27 @@ def test_8_bits_are_told_whatever_was_asked_for() -> None:
     one = runner(coarse, 1)
     assert one.plan(replace(WANTED, approximations=())).approximations == ("fp8",)
     assert one.plan(replace(WANTED, approximations=("skip",))).approximations == ("skip", "fp8")
+
+
+def test_with_both_forms_each_order_has_8_bits_if_it_asks_for_them() -> None:
+    both = weights.load(embedded_folder(), device="cpu", dtype="float32")
+    twin(both.transformer)
+    one = runner(both, 1)
+    assert one.approximations == ("fp8", "ref_kv", "skip")
+    assert one.plan(replace(WANTED, approximations=())).approximations == ()
+    assert one.plan(replace(WANTED, approximations=("fp8",))).approximations == ("fp8",)
+    assert one.plan(replace(WANTED, approximations=("fp8", "skip"))).approximations == (
+        "skip",
+        "fp8",
+    )
+
+
+def test_8_bits_that_are_not_there_are_not_used_and_that_is_told(model: Model) -> None:
+    found = runner(model, 1)
+    assert "fp8" not in found.approximations
+    wanted = found.plan(replace(WANTED, approximations=("skip", "fp8")))
+    assert wanted.approximations == ("skip",)
+    assert "no 8-bit copies" in wanted.notes[-1]
 
 
 def test_a_token_of_flux_takes_700_kilobytes() -> None:

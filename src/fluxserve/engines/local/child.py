@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +31,6 @@ from fluxserve.engines.local.wire import (
     Cancel,
     Down,
     Order,
-    Ready,
     Refused,
     Up,
     pack,
@@ -59,6 +58,7 @@ class Arguments:
     model: Path
     device: str
     dtype: str
+    fp8: str  # auto, on, off: copies of the linears in 8 bits beside the exact ones
     threads: int
     spool: Path
     rows_max: int
@@ -113,6 +113,7 @@ def _parse(arguments: Sequence[str]) -> Arguments:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--fp8", choices=("auto", "on", "off"), default="off")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--rows-max", type=int, default=0)
@@ -167,16 +168,7 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
     Thread(target=_listen, args=(connection, loop), name="listen", daemon=True).start()
     gc.freeze()
     gc.enable()
-    facts = runner.facts()
-    voice(
-        Ready(
-            name=model.spec.name,
-            device=str(facts["device"]),
-            dtype=str(facts["dtype"]),
-            load_s=round(time.monotonic() - began, 3),
-            device_name=runner.device_name,
-        )
-    )
+    voice(replace(runner.ready, load_s=round(time.monotonic() - began, 3)))
     if is_shared:
         torch.cuda.set_stream(stream_of(model.device, priority=-1))
     _run(loop)
@@ -194,20 +186,21 @@ def _run(loop: Loop[Any]) -> None:
 def _load(said: Arguments) -> tuple[Model, int]:
     """Read the weights, after working out whether and how they fit; and the bytes to spare."""
     from fluxserve.engines.local import memory
-    from fluxserve.flux import weights
+    from fluxserve.flux import quantize, weights
     from fluxserve.flux.folder import inspect
+    from fluxserve.flux.skips import FP8
 
-    is_fp8 = said.dtype == "fp8"
-    number = "auto" if is_fp8 else said.dtype
-    if sum(path.stat().st_size for path in said.model.rglob("*.safetensors")) < SMALL_BYTES:
-        model = weights.load(said.model, device=said.device, dtype=number, is_fp8=is_fp8)
-        return model, SMALL_BYTES
+    number = "auto" if said.dtype == FP8 else said.dtype
     device = weights.choose_device(said.device)
+    linears = quantize.ways(said.dtype, said.fp8, device)
+    if sum(path.stat().st_size for path in said.model.rglob("*.safetensors")) < SMALL_BYTES:
+        model = weights.load(said.model, device=said.device, dtype=number, linears=linears[0])
+        return model, SMALL_BYTES
     plan = memory.plan(
         inspect(said.model),
         device=device,
         dtype=weights.choose_dtype(number, device),
-        is_fp8=is_fp8,
+        linears=linears,
         rows_max=said.rows_max,
         requests_max=said.requests_max,
     )
@@ -216,7 +209,7 @@ def _load(said: Arguments) -> tuple[Model, int]:
         said.model,
         device=said.device,
         dtype=number,
-        is_fp8=is_fp8,
+        linears=plan.linears,
         streams_text=plan.streams_text,
     )
     return model, plan.free_bytes - plan.device_bytes

@@ -57,6 +57,8 @@ class EngineSettings(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def fp8(self) -> str: ...
+    @property
     def batch_tokens_max(self) -> int: ...
     @property
     def concurrency(self) -> int: ...
@@ -95,7 +97,6 @@ class LocalEngine:
         self._processes = [EngineProcess(setup) for setup in setups]
         self._loras = loras
         self._go_fast = tuple(go_fast)
-        self._is_fp8 = setups[0].dtype == FP8
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
 
     @classmethod
@@ -121,6 +122,7 @@ class LocalEngine:
                 model=model,
                 device=device,
                 dtype=settings.dtype,
+                fp8=settings.fp8,
                 threads=settings.threads or _share(devices),
                 rows_max=settings.batch_tokens_max,
                 preview_steps=settings.preview_steps,
@@ -162,8 +164,13 @@ class LocalEngine:
 
     @property
     def approximations(self) -> frozenset[str]:
-        """Those that a request may name here."""
-        return APPROXIMATIONS | ({FP8} if self._is_fp8 else frozenset())
+        """Those that a request may name here; while nothing is ready, those that there may be."""
+        told = [process.ready.approximations for process in self._processes if process.ready]
+        if told:
+            return frozenset(name for names in told for name in names)
+        if any(process.setup.may_have_fp8 for process in self._processes):
+            return APPROXIMATIONS | {FP8}
+        return APPROXIMATIONS
 
     @property
     def processes(self) -> Sequence[EngineProcess]:
@@ -203,9 +210,6 @@ class LocalEngine:
         return request.num_outputs * sum(model.alone(shape) for shape in found.steps)
 
     async def run(self, job: Job) -> AsyncGenerator[EngineUpdate, None]:
-        if lacking := set(job.request.approximate or ()) - self.approximations:
-            text = f"approximate: {self.name} cannot do {', '.join(sorted(lacking))}"
-            raise EngineError(text, field="approximate")
         done: set[int] = set()
         deaths = 0
         while True:
@@ -271,11 +275,22 @@ class LocalEngine:
         wanted = replace(wanted, loras=await self._lora_paths(job))
         while True:
             await self.wait_ready()
-            ready = [process for process in self._processes if process.ready is not None]
+            ready = self._able(job)
             for process in sorted(ready, key=lambda process: process.jobs):
                 with contextlib.suppress(Lost):
                     return process, await process.submit(wanted, files), wanted
             await asyncio.sleep(AWAY_S)
+
+    def _able(self, job: Job) -> Sequence[EngineProcess]:
+        """The ready devices that can do what the job names; EngineError when none of them can."""
+        ready = [process for process in self._processes if process.ready is not None]
+        named = frozenset[str](job.request.approximate or ())
+        able = [x for x in ready if x.ready and named <= set(x.ready.approximations)]
+        if ready and not able:
+            lacking = sorted(named - self.approximations) or sorted(named)
+            text = f"approximate: {self.name} cannot do {', '.join(lacking)}"
+            raise EngineError(text, field="approximate")
+        return able
 
     async def _lora_paths(self, job: Job) -> tuple[tuple[str, float], ...]:
         """The adapters of a request as files on this machine, with their scales."""

@@ -1,9 +1,11 @@
 """What a model needs on its device, worked out before anything is loaded, and what to do about it.
 
-all parts on the device? -> text encoders streamed from main memory? -> refused, with the numbers
+all parts, large linears also in 8 bits? -> without those? -> text encoders streamed from main
+memory? -> refused, with the numbers
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from fluxserve.flux.encoders import ClipText, T5Encoder
 from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.modules import FluxTransformer
 from fluxserve.flux.quantize import SINGLE_LAYERS, STREAM_LAYERS
+from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ModelSpec
 
 GIB = 2**30
@@ -39,15 +42,25 @@ class MemoryPlan:
     text_bytes: int
     vae_bytes: int
     work_bytes: int  # of the widest step, of decoding, of what requests keep
+    linears: Linears  # how the large ones of the transformer are kept
     streams_text: bool  # text encoders stay in main memory
     device_bytes: int  # on the device, all in all
     free_bytes: int
+    lacks_twins: bool = False  # 8-bit copies were wished for and have no room
 
     @property
     def sentence(self) -> str:
         """For the log."""
         text = "text encoders streamed from main memory" if self.streams_text else "all of it there"
-        return f"{_gib(self.device_bytes)} of {_gib(self.free_bytes)} on the device, {text}"
+        linears = {
+            Linears.EXACT: "linears exact only",
+            Linears.FP8: "linears in 8 bits only",
+            Linears.BOTH: "linears exact and in 8 bits",
+        }[self.linears]
+        if self.lacks_twins:
+            linears += " (no room for 8-bit copies beside them)"
+        there = f"{_gib(self.device_bytes)} of {_gib(self.free_bytes)}"
+        return f"{there} on the device, {text}, {linears}"
 
 
 def plan(
@@ -55,7 +68,7 @@ def plan(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    is_fp8: bool,
+    linears: Sequence[Linears],
     rows_max: int,
     requests_max: int,
     free_bytes: int | None = None,
@@ -63,7 +76,9 @@ def plan(
 ) -> MemoryPlan:
     """Place a model on a device with so much room; by default what is free there right now.
 
-    Raises WeightsError with what is needed and what is free when it does not fit in any way.
+    `linears` are the ways in which the large ones may be kept, the one liked best first: a later
+    one is taken where the first does not fit, and before text encoders have to be streamed. Raises
+    WeightsError with what is needed and what is free when the last does not fit in any way.
     """
     free = device_bytes(device) if free_bytes is None else free_bytes
     host = available_bytes() if host_bytes is None else host_bytes
@@ -71,12 +86,15 @@ def plan(
         network, vae = FluxTransformer(spec.transformer), Autoencoder(spec.autoencoder)
         texts: tuple[nn.Module, ...] = (ClipText(spec.clip), T5Encoder(spec.t5))
     size = dtype.itemsize
-    transformer = _count(network) * size - (_saved(network, size) if is_fp8 else 0)
+    transformers = {kind: _transformer_bytes(network, size, kind) for kind in linears}
     text, decoder = sum(_count(part) for part in texts) * size, _count(vae) * size
     work = _work_bytes(spec, size, rows_max, requests_max)
     window = 2 * max(_largest(part) for part in texts) * size
     own = CONTEXT_BYTES.get(device.type, GIB)
-    for streams in (False, True):
+    last = linears[-1]
+    # Text encoders are streamed for no sake but that of the last: every prompt would feel it.
+    for kind, streams in [*((kind, False) for kind in linears), (last, True)]:
+        transformer = transformers[kind]
         resident = transformer + decoder + work + (window if streams else text)
         needed = int(resident * (1 + HOLES)) + own
         is_possible = not streams or (device.type != "cpu" and text <= host)
@@ -86,13 +104,15 @@ def plan(
                 text_bytes=text,
                 vae_bytes=decoder,
                 work_bytes=work,
+                linears=kind,
                 streams_text=streams,
                 device_bytes=needed,
                 free_bytes=free,
+                lacks_twins=Linears.BOTH in linears and kind is not Linears.BOTH,
             )
-    least = transformer + decoder + work + (text if device.type == "cpu" else window)
-    raise WeightsError(_refusal(spec, device, int(least * (1 + HOLES)) + own, free, text, host,
-                                is_fp8=is_fp8))  # fmt: skip
+    least = transformers[last] + decoder + work + (text if device.type == "cpu" else window)
+    least = int(least * (1 + HOLES)) + own
+    raise WeightsError(_refusal(spec, device, least, free, text, host, linears=last))
 
 
 def _refusal(
@@ -103,7 +123,7 @@ def _refusal(
     text: int,
     host: int,
     *,
-    is_fp8: bool,
+    linears: Linears,
 ) -> str:
     if device.type != "cpu" and least <= free:
         return (
@@ -111,7 +131,9 @@ def _refusal(
             f" {_gib(host)} are free"
         )
     advice = "free some memory or choose a smaller model"
-    if not is_fp8 and device.type == "cuda":
+    if linears is Linears.BOTH:
+        advice = "without 8-bit copies of the linears (engine.fp8) it needs less"
+    elif linears is Linears.EXACT and device.type == "cuda":
         advice = f"fp8 weights need half; otherwise {advice}"
     return f"{spec.name} needs {_gib(least)} on {device}, {_gib(free)} are free; {advice}"
 
@@ -132,8 +154,8 @@ def _largest(module: nn.Module) -> int:
     )
 
 
-def _saved(network: FluxTransformer, size: int) -> int:
-    """Bytes that 8-bit weights save; their scales are a float32 for every output."""
+def _transformer_bytes(network: FluxTransformer, size: int, linears: Linears) -> int:
+    """Bytes of the transformer; an 8-bit weight has a float32 scale for every output beside it."""
     names = {*STREAM_LAYERS, *SINGLE_LAYERS}
     large = [
         layer
@@ -142,7 +164,13 @@ def _saved(network: FluxTransformer, size: int) -> int:
         and name.rpartition(".")[2] in names
         and name.startswith(("doubles.", "singles."))
     ]
-    return sum(layer.weight.numel() * (size - 1) - 4 * layer.out_features for layer in large)
+    exact = _count(network) * size
+    if linears is Linears.EXACT:
+        return exact
+    in_8_bits = sum(layer.weight.numel() + 4 * layer.out_features for layer in large)
+    if linears is Linears.BOTH:
+        return exact + in_8_bits
+    return exact - sum(layer.weight.numel() * size for layer in large) + in_8_bits
 
 
 def _work_bytes(spec: ModelSpec, size: int, rows: int, requests: int) -> int:

@@ -31,6 +31,7 @@ from fluxserve.engines.local.wire import (
     pack,
     receive,
 )
+from fluxserve.flux.skips import FP8
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ SILENCE_S = 15.0  # without a beat for so long it is taken for frozen ...
 START_SILENCE_S = 90.0  # ... but while torch is imported on a busy machine it may be silent longer
 CHECK_S = 0.5
 STOP_S = 5.0
+# Where a driver is, there may be a GPU; Linux, and Linux inside Windows.
+NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,7 @@ class Setup:
     model: Path
     device: str = "auto"
     dtype: str = "auto"
+    fp8: str = "off"  # auto, on, off: copies of the linears in 8 bits beside the exact ones
     threads: int = 0  # 0: one a core
     rows_max: int = 0  # 0: the scheduler's own
     preview_steps: int = 0
@@ -57,13 +61,23 @@ class Setup:
     stuck_s: float = 120.0  # one piece of work may keep the device for so long
     silence_s: float = SILENCE_S
 
+    @property
+    def may_have_fp8(self) -> bool:
+        """Whether its device may turn out to have the linears in 8 bits, before it is ready."""
+        if self.dtype == FP8 or self.fp8 == "on":
+            return True
+        is_gpu = self.device.startswith("cuda") or (
+            self.device == "auto" and any(path.exists() for path in NVIDIA)
+        )
+        return self.fp8 == "auto" and is_gpu
+
     def command(self, fd: int) -> list[str]:
         return [
             sys.executable, "-m", "fluxserve.engines.local.child",
             "--fd", str(fd), "--model", str(self.model), "--device", self.device,
-            "--dtype", self.dtype, "--threads", str(self.threads), "--spool", str(self.spool),
-            "--rows-max", str(self.rows_max), "--preview-steps", str(self.preview_steps),
-            "--requests-max", str(self.requests_max),
+            "--dtype", self.dtype, "--fp8", self.fp8, "--threads", str(self.threads),
+            "--spool", str(self.spool), "--rows-max", str(self.rows_max),
+            "--preview-steps", str(self.preview_steps), "--requests-max", str(self.requests_max),
         ]  # fmt: skip
 
 

@@ -24,12 +24,12 @@ from fluxserve.engines.local.pipelines import Pipeline, encode_glimpse
 from fluxserve.engines.local.plan import Plan, plan
 from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
 from fluxserve.engines.local.turns import Turns
-from fluxserve.engines.local.wire import Order
+from fluxserve.engines.local.wire import Order, Ready
 from fluxserve.flux import sample
 from fluxserve.flux.memory import memory_bytes
-from fluxserve.flux.quantize import Fp8Linear
+from fluxserve.flux.quantize import Fp8Linear, TwinLinear
 from fluxserve.flux.sample import NotANumber, Sample
-from fluxserve.flux.skips import FP8, REF_KV
+from fluxserve.flux.skips import APPROXIMATIONS, FP8, REF_KV
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.weights import Model
 
@@ -121,16 +121,28 @@ class Runner:
         self._is_cuda = self._model.device.type == "cuda"
         dtype = str(self._model.dtype).removeprefix("torch.")
         self.batch_class = f"{self._model.spec.name}/{dtype}"
-        self._is_fp8 = any(isinstance(x, Fp8Linear) for x in self._model.transformer.modules())
+        layers = {type(layer) for layer in self._model.transformer.modules()}
+        self._has_twins = TwinLinear in layers
+        self._is_fp8 = Fp8Linear in layers and not self._has_twins
         self._named = {"device": str(self._model.device), "dtype": dtype}
         self._memory_max_bytes = memory_max_bytes
         self._remembered: dict[str, int] = {}  # bytes set aside, by order
 
     def plan(self, order: Order) -> Plan:
         found = self._within_memory(order)
-        # Not up to the request, but what it gets is as little exact as with the others.
-        used = (*found.approximations, FP8) if self._is_fp8 else found.approximations
-        return replace(found, approximations=used)
+        # Where there is nothing else it is not up to the request, and no more exact for that.
+        if self._is_fp8 or (self._has_twins and FP8 in order.approximations):
+            return replace(found, approximations=(*found.approximations, FP8))
+        if FP8 in order.approximations:
+            note = "fp8 is not used: this device has no 8-bit copies of the weights"
+            return replace(found, notes=(*found.notes, note))
+        return found
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """Those that a request may name here."""
+        has_fp8 = self._is_fp8 or self._has_twins
+        return tuple(sorted(APPROXIMATIONS | ({FP8} if has_fp8 else frozenset())))
 
     def _within_memory(self, order: Order) -> Plan:
         found = plan(self._model.spec, order)
@@ -190,6 +202,18 @@ class Runner:
             for name, stats in self._pipeline.cache_stats.items()
         }
         return {**self._named, "model": self._model.spec.name, "caches": caches}
+
+    @property
+    def ready(self) -> Ready:
+        """How it introduces itself; how long loading took is not for it to say."""
+        return Ready(
+            name=self._model.spec.name,
+            device=self._named["device"],
+            dtype=self._named["dtype"],
+            device_name=self.device_name,
+            approximations=self.approximations,
+            load_s=0.0,
+        )
 
     @property
     def device_name(self) -> str:

@@ -76,6 +76,7 @@ class Ready:
     dtype: str
     load_s: float
     device_name: str = ""  # as its maker calls it
+    approximations: tuple[str, ...] = ()  # that a request may name, by their names in flux/skips.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
