@@ -86,7 +86,7 @@ def test_an_edit_may_reuse_its_references_with_and_without_skipping(
         (["fast"], "approximate.0", 'one of the following: "skip", "ref_kv", "fp8"'),
         (["skip", 3], "approximate.1", "Expected: string, given: integer"),
         ("skip", "approximate", "Expected: array, given: string"),
-        (["fp8"], "approximate", 'engine.dtype = "fp8"'),
+        (["fp8"], "approximate", "8 bits need engine.fp8 or engine.dtype"),
     ],
 )
 def test_what_cannot_be_had_is_refused_naming_the_field(
@@ -97,6 +97,26 @@ def test_what_cannot_be_had_is_refused_naming_the_field(
     error = answer.json()["error"]
     assert error["field"] == field
     assert words in error["message"]
+
+
+def test_with_both_forms_8_bits_are_up_to_each_request_in_every_word_for_them(
+    tmp_path: Path,
+) -> None:
+    coarse = ServerProcess(tmp_path, "--set", "engine.fp8=on", "--set", "engine.go_fast=fp8")
+    try:
+        ran = {}
+        for name, said in {"exact": {}, "named": {"approximate": ["fp8"]}}.items():
+            done = ask(coarse, num_steps=4, **said).json()
+            ran[name] = done["metrics"]["approximations"]
+        assert ran == {"exact": [], "named": ["fp8"]}
+        body = {"input": {"prompt": "a fox", "go_fast": True, "num_inference_steps": 4}}
+        url = f"{coarse.url}/v1/models/black-forest-labs/flux-dev/predictions"
+        made = httpx.post(url, json=body, headers={"Prefer": "wait"}, timeout=70).json()
+        found = httpx.get(f"{coarse.url}/fluxserve/v1/predictions/{made['id']}").json()
+        assert found["status"] == "succeeded", found
+        assert found["metrics"]["approximations"] == ["fp8"]
+    finally:
+        coarse.stop()
 
 
 def test_the_command_line_names_them_and_tells_what_ran(
