@@ -4,13 +4,15 @@ Routes keep their order among those that may match one path; paths without param
 whole. One request then meets a pattern or two (`bench/http.py` shows what that saves).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from starlette.convertors import StringConvertor
 from starlette.routing import Route
 
 DEPTH = 2  # segments that tell routes apart
+LATELY_LENGTH = 200  # characters; longer ones are nobody's polls
+LATELY_MAX = 1024  # paths with parameters: clients poll the same few again and again
 
 
 class Found(NamedTuple):
@@ -27,6 +29,13 @@ class Signpost:
         self._routes = tuple(routes)
         # One more than any route without a path parameter has: what is longer is all alike.
         self._segments_max = 2 + max((route.path.count("/") for route in routes), default=0)
+        self._lately: dict[tuple[str, str], Found] = {}
+        self._beginnings = {
+            start
+            for route in routes
+            for start in _beginnings(route.path.split("/"))
+            if "{" not in start
+        }
         self._near: dict[tuple[str, int], Sequence[Route]] = {}
         self._whole: dict[str, dict[str, Found]] = {
             route.path: {} for route in routes if "{" not in route.path
@@ -36,7 +45,7 @@ class Signpost:
         """The first route that has this method at this path."""
         whole = self._whole.get(path)
         if whole is None:
-            return self._search(path, method)
+            return self._lately.get((path, method)) or self._look(path, method)
         found = whole.get(method)
         if found is None and (found := self._search(path, method)):
             whole[method] = found
@@ -50,6 +59,15 @@ class Signpost:
                 found |= route.methods or set()
         return found
 
+    def _look(self, path: str, method: str) -> Found | None:
+        found = self._search(path, method)
+        if found is not None:
+            if len(self._lately) >= LATELY_MAX:
+                self._lately.clear()
+            if len(path) <= LATELY_LENGTH:
+                self._lately[path, method] = found
+        return found
+
     def _search(self, path: str, method: str) -> Found | None:
         for route in self._candidates(path):
             if route.methods and method in route.methods:
@@ -61,13 +79,20 @@ class Signpost:
     def _candidates(self, path: str) -> Sequence[Route]:
         """The routes that may match `path`, in order."""
         parts = path.split("/")
-        key = ("/".join(parts[: DEPTH + 1]), min(len(parts), self._segments_max))
+        # A beginning that no route has fixed tells nothing: there are only so many keys.
+        known = (start for start in _beginnings(parts) if start in self._beginnings)
+        key = (next(known, ""), min(len(parts), self._segments_max))
         near = self._near.get(key)
         if near is None:
             near = tuple(route for route in self._routes if _may_match(route, parts))
-            if any(route.path.startswith(key[0]) for route in near):
-                self._near[key] = near  # a beginning of our own: there are only so many
+            self._near[key] = near
         return near
+
+
+def _beginnings(parts: Sequence[str]) -> Iterator[str]:
+    """The first segments of a path, the longest beginning that tells routes apart first."""
+    for depth in range(min(DEPTH, len(parts) - 1), 0, -1):
+        yield "/".join(parts[: depth + 1])
 
 
 def _may_match(route: Route, parts: Sequence[str]) -> bool:
