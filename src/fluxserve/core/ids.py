@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections import deque
+from functools import lru_cache
 
 # Crockford's base 32 in lower case: no i, l, o, u. 26 characters hold 130 bits, two of them zero.
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -60,7 +61,13 @@ def to_uuid(id_: str) -> str:
 
 def parse_id(text: str) -> str | None:
     """The id behind any of its spellings, or None when it is none."""
-    text = text.strip().lower()
+    text = text.strip()
+    return _parsed(text) if len(text) <= 36 else None
+
+
+@lru_cache(maxsize=4096)  # clients poll the same few
+def _parsed(text: str) -> str | None:
+    text = text.lower()
     length = len(text)
     if length == 32:
         return text if _HEX.fullmatch(text) else None

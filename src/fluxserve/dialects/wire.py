@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +17,7 @@ from fluxserve.core.request import JSON
 from fluxserve.dialects.links import Links
 
 JSON_TYPE = b"application/json"
+QUERY_LENGTH = 200  # bytes; longer ones are nobody's polls
 SHOWN_MAX = 512  # answers of one dialect and mount, some 1 kB each
 
 
@@ -61,6 +62,16 @@ class Asked(Request):
         except AttributeError:
             self._headers: Headers = AskedHeaders(self.scope["headers"])
             return self._headers
+
+    @property
+    def query_params(self) -> QueryParams:
+        said: bytes = self.scope["query_string"]
+        return _query(said) if len(said) <= QUERY_LENGTH else QueryParams(said)
+
+
+@lru_cache(maxsize=1024)  # polls that carry the id there come again and again
+def _query(said: bytes) -> QueryParams:
+    return QueryParams(said)
 
 
 class Answer(Response):

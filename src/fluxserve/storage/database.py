@@ -24,6 +24,9 @@ Transitions compose with `yield from`: a hold on a budget and the acceptance of 
 one transaction. Writes that guard themselves end in RETURNING, and no row means that the guard
 failed: row counts are not part of the port. `Database.read` runs a transition of SELECTs.
 
+A statement that writes predictions names the row by the parameter `prediction_id`, or returns its
+id as the first column: a database that nobody else writes to tells its watchers by it.
+
 Values are int, float, str and None only, in both databases: times are microseconds since the epoch
 (see codec.py), truth is 0 or 1, structure is JSON text. A SELECT gives tuples in column order. The
 name of a bindparam must not be the name of a column that the same statement sets.
@@ -112,6 +115,12 @@ class Database(Protocol):
         ...
 
     async def stop(self) -> None: ...
+
+    def watch(self, changed: Callable[[str], None]) -> bool:
+        """Call `changed` on the event loop with the id of every prediction that a commit changed,
+        before whoever wrote it hears of the commit. False: what `fetch` gave may have changed
+        unseen."""
+        ...
 
     async def run(self, transition: Transition[T]) -> T:
         """One transaction; what the transition raises is raised here, with nothing written."""

@@ -11,7 +11,7 @@ same result), and savepoints guard the rest of this group.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from fluxserve.core.errors import Unavailable
@@ -22,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 REMEMBERED_MAX = 1000  # selects of one table
+WATCHED = "prediction"  # the table whose changed rows are told
 
 Values: TypeAlias = tuple[Param, ...]
 
@@ -69,10 +70,12 @@ class Writer:
         self._written: list[tuple[str, Values]] = []  # in this group, to be written again
         self._guarded = False  # by savepoints, since one of the group failed after it wrote
         self._remembered: dict[str, dict[tuple[str, Values], Rows]] = {}  # by table
+        self.changed: list[str] = []  # ids of the predictions that the last group wrote
 
     def commit(self, group: Sequence[Waiting]) -> Sequence[Answer]:
         """Run `group` in one transaction; whoever fails leaves no trace, the others stand."""
         self._written.clear()
+        self.changed = []
         self._guarded = False
         cursor = self._cursor
         try:
@@ -125,11 +128,19 @@ class Writer:
                         written.append((sql, values))
                         if writes in self._remembered:
                             del self._remembered[writes]
+                        if writes == WATCHED:
+                            self._note(params, rows)
                 statement, params = transition.send(rows)
         except StopIteration as end:
             return cast(T, end.value)
         finally:
             transition.close()
+
+    def _note(self, params: Mapping[str, Param], rows: Rows) -> None:
+        if "prediction_id" in params:
+            self.changed.append(str(params["prediction_id"]))
+        elif rows:
+            self.changed.append(rows[0][0])
 
     def _remember(self, table: str, sql: str, values: Values) -> Rows:
         """The rows of a SELECT, read again only after its table was written."""

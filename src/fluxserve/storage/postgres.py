@@ -11,7 +11,7 @@ server migrates and the others wait.
 import asyncio
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import asyncpg
@@ -65,6 +65,9 @@ class PostgresDatabase:
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close()
+
+    def watch(self, changed: Callable[[str], None]) -> bool:
+        return False
 
     async def run(self, transition: Transition[T]) -> T:
         try:

@@ -82,17 +82,26 @@ AHEAD = Statement(
 
 
 class Recent:
-    """Rows read lately and the predictions they are: a row that has not changed is decoded once.
+    """Predictions read lately: clients poll, and most polls find what the last one found.
 
-    Clients poll. The same object for the same row also tells them that an answer still holds.
+    Where nobody else writes to the database, what is kept holds until a commit changes it. Else
+    the row is read each time, and one that has not changed is not decoded again. Either way the
+    same object tells those who show it that an earlier answer still holds.
     """
 
-    def __init__(self, size_max: int = RECENT_MAX) -> None:
+    def __init__(self, database: Database, size_max: int = RECENT_MAX) -> None:
         self._size_max = size_max
         self._kept: dict[str, tuple[Row, Prediction]] = {}
+        self._positions: dict[str, int] = {}  # of queued ones, while nothing changes
+        self._is_alone = database.watch(self._forget)
+
+    def get(self, prediction_id: str) -> Prediction | None:
+        """The prediction, if it is known to stand in the database just so."""
+        kept = self._kept.get(prediction_id) if self._is_alone else None
+        return kept[1] if kept else None
 
     def decoded(self, row: Row) -> Prediction:
-        """`row` holds PREDICTION_COLUMNS."""
+        """`row` holds PREDICTION_COLUMNS, as just read."""
         kept = self._kept.get(row[0])
         if kept is not None and kept[0] == row:
             return kept[1]
@@ -102,6 +111,18 @@ class Recent:
         self._kept[prediction.id] = (row, prediction)
         return prediction
 
+    def position(self, prediction_id: str) -> int | None:
+        return self._positions.get(prediction_id)
+
+    def keep_position(self, prediction_id: str, position: int) -> int:
+        if self._is_alone and len(self._positions) < self._size_max:
+            self._positions[prediction_id] = position
+        return position
+
+    def _forget(self, prediction_id: str) -> None:
+        self._kept.pop(prediction_id, None)
+        self._positions.clear()
+
 
 class SqlPredictionStore:
     """`PredictionStore` on either database. Events are published by the caller, after the write."""
@@ -109,7 +130,7 @@ class SqlPredictionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queue = QueueGauge()
-        self._recent = Recent()
+        self._recent = Recent(database)
         # By engine and priority: since when a thousand stand before one, and how long that holds.
         self._crowds: dict[tuple[str, int], tuple[datetime, float]] = {}
 
@@ -135,6 +156,9 @@ class SqlPredictionStore:
         )
 
     async def get(self, prediction_id: str) -> Prediction:
+        known = self._recent.get(prediction_id)
+        if known is not None:
+            return known
         rows = await self._database.fetch(transitions.GET({"prediction_id": prediction_id}))
         if not rows:
             raise NotFound("no such prediction")
@@ -186,6 +210,9 @@ class SqlPredictionStore:
     async def queue_position(self, prediction: Prediction) -> int:
         if prediction.status is not PredictionStatus.QUEUED:
             return 0
+        known = self._recent.position(prediction.id)
+        if known is not None:
+            return known
         place, since = (prediction.engine, prediction.priority), prediction.created_at
         crowd = self._crowds.get(place)
         if crowd is not None and since >= crowd[0] and time.monotonic() < crowd[1]:
@@ -193,7 +220,7 @@ class SqlPredictionStore:
         position = await self._database.read(_ahead(prediction))
         if position == AHEAD_MAX:
             self._crowds[place] = (since, time.monotonic() + CROWD_S)
-        return position
+        return self._recent.keep_position(prediction.id, position)
 
     async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
         return await self._database.run(transitions.forget(prediction_id))

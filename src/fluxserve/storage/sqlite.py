@@ -12,7 +12,7 @@ thousand times: so small reads stay on the loop. (bench/store.py)
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 from fluxserve.core.errors import StartupError, Unavailable
 from fluxserve.storage.database import Call, Rows, Transition
 from fluxserve.storage.flushing import flush
-from fluxserve.storage.groupcommit import Waiting, Writer, drive, explained, resolve
+from fluxserve.storage.groupcommit import Answer, Waiting, Writer, drive, explained, resolve
 from fluxserve.storage.lock import DirectoryLock
 from fluxserve.storage.schema import bring_up_to_date
 
@@ -55,6 +55,7 @@ class SqliteDatabase:
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
         self._scanning: sqlite3.Connection | None = None
+        self._watchers: list[Callable[[str], None]] = []
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,6 +70,12 @@ class SqliteDatabase:
             self._waiting.put(None)
             await asyncio.to_thread(thread.join)
         await asyncio.to_thread(self._close)
+
+    def watch(self, changed: Callable[[str], None]) -> bool:
+        """The lock keeps every other writer out. In memory even reads wait for the writer: what
+        they bring may be old by the time it is looked at."""
+        self._watchers.append(changed)
+        return self._path is not None
 
     async def run(self, transition: Transition[T]) -> T:
         if self._thread is None or self._loop is None:
@@ -156,7 +163,13 @@ class SqliteDatabase:
             batch, open_ = self._next_batch()
             if batch:
                 answers = writer.commit(batch)
-                self._loop.call_soon_threadsafe(resolve, answers)
+                self._loop.call_soon_threadsafe(self._tell, writer.changed, answers)
+
+    def _tell(self, changed: Sequence[str], answers: Sequence[Answer]) -> None:
+        for watcher in self._watchers:
+            for prediction_id in changed:
+                watcher(prediction_id)
+        resolve(answers)
 
     def _next_batch(self) -> tuple[Sequence[Waiting], bool]:
         """Wait for work, then take all that is there; False once the end was asked for."""

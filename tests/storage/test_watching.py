@@ -1,0 +1,126 @@
+"""What a poll may remember: nothing that a commit has changed, whoever wrote it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from sqlalchemy.sql.dml import Delete, Insert, Update
+
+from fluxserve.core.errors import NotFound
+from fluxserve.core.prediction import PredictionStatus
+from fluxserve.storage import accept, attempts, predictions, tables, transitions
+from fluxserve.storage.database import Statement, Transition
+from fluxserve.storage.predictions import SqlPredictionStore
+from fluxserve.storage.sqlite import SqliteDatabase
+from tests.contracts.material import NOW, event, prediction
+
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    opened = SqliteDatabase(tmp_path / "store.db")
+    await opened.start()
+    yield opened
+    await opened.stop()
+
+
+async def test_a_prediction_that_nothing_changed_is_read_from_the_database_once(
+    database: SqliteDatabase,
+) -> None:
+    store = SqlPredictionStore(database)
+    one = prediction()
+    await store.add(one, event(one))
+    first = await store.get(one.id)
+    assert await store.get(one.id) is first
+
+
+async def test_every_move_is_seen_by_the_next_look(database: SqliteDatabase) -> None:
+    store = SqlPredictionStore(database)
+    one, other = prediction(engine="here"), prediction(engine="here")
+    for waiting in (one, other):
+        await store.add(waiting, event(waiting))
+    assert (await store.get(one.id)).status is PredictionStatus.QUEUED
+    assert await store.queue_position(other) == 1
+
+    claimed = await store.claim("here", owner="me", at=NOW, lease_until=NOW + LEASE)
+    assert claimed
+    assert (await store.get(one.id)).status is PredictionStatus.RUNNING
+    assert await store.queue_position(other) == 0
+
+    running = replace(claimed[0], logs="half way")
+    await store.renew(running, owner="me", lease_until=NOW + 2 * LEASE)
+    assert (await store.get(one.id)).logs == "half way"
+    await store.ask_cancel(one.id)
+    assert (await store.get(one.id)).cancel_requested
+
+    ended = claimed[0].cancel(NOW)
+    await store.move(claimed[0], ended, event(ended))
+    assert (await store.get(one.id)).status is PredictionStatus.CANCELED
+    await store.delete(one.id)
+    with pytest.raises(NotFound):
+        await store.get(one.id)
+
+
+async def test_old_data_that_is_stripped_or_purged_is_not_shown_again(
+    database: SqliteDatabase,
+) -> None:
+    store = SqlPredictionStore(database)
+    one = prediction()
+    await store.add(one, event(one))
+    ended = one.cancel(NOW)
+    await store.move(one, ended, event(ended))
+    assert not (await store.get(one.id)).data_removed
+    await store.strip(NOW + LEASE)
+    assert (await store.get(one.id)).data_removed
+    await store.purge(one.created_at + 1000 * LEASE)
+    with pytest.raises(NotFound):
+        await store.get(one.id)
+
+
+async def test_what_another_store_writes_is_seen_too(database: SqliteDatabase) -> None:
+    one = prediction(engine="here")
+    store = SqlPredictionStore(database)
+    await store.add(one, event(one))
+    await store.get(one.id)
+    await SqlPredictionStore(database).claim("here", owner="me", at=NOW, lease_until=NOW + LEASE)
+    assert (await store.get(one.id)).status is PredictionStatus.RUNNING
+
+
+async def test_a_database_in_memory_promises_nothing() -> None:
+    assert not SqliteDatabase(None).watch(lambda prediction_id: None)
+
+
+def writers(module: ModuleType) -> list[tuple[str, Statement]]:
+    found = [(n, v) for n, v in vars(module).items() if isinstance(v, Statement)]
+    return [(n, v) for n, v in found if v.sqlite.writes == tables.prediction.name]
+
+
+@pytest.mark.parametrize("module", [accept, attempts, predictions, transitions])
+def test_every_statement_that_writes_predictions_tells_which(module: ModuleType) -> None:
+    for name, statement in writers(module):
+        construct = statement._construct
+        assert isinstance(construct, Insert | Update | Delete), name
+        sql = statement.sqlite.sql
+        tells = "RETURNING id" in sql or "RETURNING prediction.id" in sql
+        is_new = isinstance(construct, Insert)
+        named = "prediction_id" in construct.compile().params
+        assert tells or named or is_new, name
+
+
+async def test_a_write_that_fails_leaves_what_is_remembered_true(database: SqliteDatabase) -> None:
+    store = SqlPredictionStore(database)
+    one = prediction()
+    await store.add(one, event(one))
+    before = await store.get(one.id)
+
+    def breaks() -> Transition[None]:
+        yield transitions.DELETE({"prediction_id": one.id})
+        raise ValueError("on second thoughts")
+
+    with pytest.raises(ValueError, match="second thoughts"):
+        await database.run(breaks())
+    assert await store.get(one.id) == before
