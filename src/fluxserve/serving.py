@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: the socket, the ready line, the way down."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from fluxserve.settings import Settings
 
 GRACE_S = 30  # open answers are given this long to end
 NOTE = "server.json"  # where a running server writes its address
+TICK_S = 1.0  # the date in the headers of answers has seconds
 
 
 class _Server(uvicorn.Server):
@@ -33,6 +35,24 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._house = house
         self._url = url
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_over = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        # Not uvicorn's own, which wakes an idle server ten times a second.
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._is_over.wait()
+
+    def end(self) -> None:
+        """Answer what is open, then stop; from any thread."""
+        self._house.close()
+        self.should_exit = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._is_over.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -44,8 +64,7 @@ class _Server(uvicorn.Server):
         # Not uvicorn's own way, which raises the signal once more and so never ends with 0.
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
-        self.should_exit = True
-        self._house.close()
+        self.end()
 
 
 def serve(settings: Settings) -> int:
@@ -107,8 +126,7 @@ class Background:
         return self._url
 
     def stop(self) -> None:
-        self._house.close()
-        self._server.should_exit = True
+        self._server.end()
 
 
 def once(settings: Settings, method: str, path: str, body: Mapping[str, JSON] | None) -> Any:
