@@ -48,7 +48,8 @@ class SqliteDatabase:
         self._path = path
         self._batch_max = batch_max
         self._lock: DirectoryLock | None = None
-        self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._asked: list[Waiting] = []  # in this turn of the loop
+        self._waiting: SimpleQueue[list[Waiting] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scanner: ThreadPoolExecutor | None = None
@@ -67,6 +68,7 @@ class SqliteDatabase:
         """Finish what waits, then close."""
         thread, self._thread = self._thread, None
         if thread:
+            self._hand_over()
             self._waiting.put(None)
             await asyncio.to_thread(thread.join)
         await asyncio.to_thread(self._close)
@@ -81,8 +83,16 @@ class SqliteDatabase:
         if self._thread is None or self._loop is None:
             raise Unavailable("the database is closed")
         future = self._loop.create_future()
-        self._waiting.put(Waiting(transition, future))
+        if not self._asked:
+            self._loop.call_soon(self._hand_over)
+        self._asked.append(Waiting(transition, future))
         return cast(T, await future)
+
+    def _hand_over(self) -> None:
+        """Give the writer all that one turn of the loop has asked for: waking it costs."""
+        asked, self._asked = self._asked, []
+        if asked:
+            self._waiting.put(asked)
 
     async def fetch(self, call: Call) -> Rows:
         if self._reading is None:
@@ -161,8 +171,8 @@ class SqliteDatabase:
         writer, open_ = Writer(self._writing), True
         while open_:
             batch, open_ = self._next_batch()
-            if batch:
-                answers = writer.commit(batch)
+            for start in range(0, len(batch), self._batch_max):
+                answers = writer.commit(batch[start : start + self._batch_max])
                 self._loop.call_soon_threadsafe(self._tell, writer.changed, answers)
 
     def _tell(self, changed: Sequence[str], answers: Sequence[Answer]) -> None:
@@ -176,7 +186,7 @@ class SqliteDatabase:
         batch: list[Waiting] = []
         item = self._waiting.get()
         while item is not None:
-            batch.append(item)
+            batch += item
             if len(batch) >= self._batch_max:
                 return batch, True
             try:
