@@ -32,7 +32,7 @@ from fluxserve.core.request import ImageRequest, OutputFormat, Task
 from fluxserve.engines.local.child import OPENMP_SPINS
 from fluxserve.engines.local.cores import physical_cores
 from fluxserve.engines.local.engine import LocalEngine
-from fluxserve.engines.local.process import Setup
+from fluxserve.engines.local.start import Setup
 from fluxserve.flux.folder import embedded_folder, inspect
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.images.codec import encode

@@ -36,6 +36,7 @@ from fluxserve.dialects.base import Services
 from fluxserve.dialects.delivery import own_blob
 from fluxserve.dialects.links import Signer
 from fluxserve.engines.choose import SIMULATOR, Choice, choose_engines, devices_of
+from fluxserve.engines.local.start import Early
 from fluxserve.engines.simulator import HOLD
 from fluxserve.engines.upstream.base import Desk
 from fluxserve.engines.upstream.service import Upstreams, channels_of
@@ -79,13 +80,15 @@ def now() -> datetime:
 class House:
     """Everything that runs in one server process, started and stopped in order."""
 
-    def __init__(self, settings: Settings, shared: Secrets | None = None) -> None:
+    def __init__(
+        self, settings: Settings, shared: Secrets | None = None, early: Early | None = None
+    ) -> None:
         self.settings = settings
         self.secrets = shared or open_secrets(settings.data)
         self.admin_token = open_admin_token(settings.data)
         self.bus = EventBus()
         self.live = LiveBoard()
-        self.database = open_database(_database_url(settings))
+        self.database = open_database(settings.database_url)
         self.store = BudgetedPredictionStore(self.database)
         self.attempts = BudgetedAttemptStore(self.database)
         self.money = SqlMoneyStore(self.database)
@@ -94,7 +97,7 @@ class House:
         self.blobs = open_blobs(settings.files.url or (settings.data.absolute() / "files").as_uri())
         self.signer = Signer(self.secrets.link_secret)
         self.catalog = Catalog(CARDS, lambda: secrets.randbits(32))
-        self.choice: Choice = choose_engines(settings, self.catalog)
+        self.choice: Choice = choose_engines(settings, self.catalog, early)
         self.engines = {engine.name: engine for engine in self.choice.engines}
         self.price_book = PriceBook(self.money, now)
         self.router = Router(
@@ -138,15 +141,15 @@ class House:
         )
 
     @classmethod
-    async def open(cls, settings: Settings) -> "House":
+    async def open(cls, settings: Settings, early: Early | None = None) -> "House":
         """A house whose secrets are those of all servers on its database. StartupError."""
-        url = _database_url(settings)
+        url = settings.database_url
         if not is_shared(url):
-            return cls(settings)
+            return cls(settings, early=early)
         database = open_database(url)
         await database.start()
         try:
-            return cls(settings, await share_secrets(database, settings.data))
+            return cls(settings, await share_secrets(database, settings.data), early)
         finally:
             await database.stop()
 
@@ -238,7 +241,7 @@ class House:
             channels=channels_of(self.choice.channels, self.guard, time.monotonic),
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
         )
-        return Upstreams(desk, is_alone=not is_shared(_database_url(self.settings)))
+        return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
 
     def _keeper(self) -> Keeper:
         keep = self.settings.retention
@@ -388,10 +391,6 @@ class House:
                 f"refusing to listen on {settings.host} without a key: make one with "
                 "`fluxserve keys create`, or allow everybody with --insecure-open"
             )
-
-
-def _database_url(settings: Settings) -> str:
-    return settings.database.url or f"sqlite:///{settings.data.absolute() / 'fluxserve.db'}"
 
 
 def _touch() -> Transition[None]:

@@ -21,6 +21,7 @@ from fluxserve.asgi import create_app
 from fluxserve.core.errors import ErrorCode, FluxserveError, StartupError
 from fluxserve.core.request import JSON
 from fluxserve.dialects import native
+from fluxserve.engines.local.start import Early
 from fluxserve.settings import Settings
 
 GRACE_S = 30  # open answers are given this long to end
@@ -67,10 +68,13 @@ class _Server(uvicorn.Server):
         self.end()
 
 
-def serve(settings: Settings) -> int:
-    """Serve until told to stop; returns the exit code. StartupError when it cannot start."""
+def serve(settings: Settings, early: Early | None = None) -> int:
+    """Serve until told to stop; returns the exit code. StartupError when it cannot start.
+
+    `early` holds engine processes that were started beforehand.
+    """
     listener = _listen(settings)
-    house = asyncio.run(House.open(settings))
+    house = asyncio.run(House.open(settings, early))
     url = settings.public_url or _url(settings, listener)
     server = _Server(_config(settings, house), house, url)
     note = settings.data / NOTE
@@ -91,9 +95,9 @@ def serve(settings: Settings) -> int:
 class Background:
     """A server on loopback inside a thread, for a command that needs one for a moment."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, early: Early | None = None) -> None:
         self._listener = _listen(settings)
-        self._house = asyncio.run(House.open(settings))
+        self._house = asyncio.run(House.open(settings, early))
         self._server = _Server(_config(settings, self._house), self._house, "")
         self._url = _url(settings, self._listener)
         self._is_ready = threading.Event()

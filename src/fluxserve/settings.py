@@ -208,6 +208,11 @@ class Settings(Section):
     def data(self) -> Path:
         return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
 
+    @property
+    def database_url(self) -> str:
+        """Where the database is: as said, or a file in the data directory."""
+        return self.database.url or f"sqlite:///{self.data.absolute() / 'fluxserve.db'}"
+
 
 def default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"

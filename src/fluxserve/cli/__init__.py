@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fluxserve import __version__
 from fluxserve.cli import bench, doctor, keys, models, pictures, server
 from fluxserve.core.errors import FluxserveError, StartupError
 
@@ -28,6 +27,8 @@ doctor.add_to(app)
 @app.command()
 def version() -> None:
     """Print the version."""
+    from fluxserve import __version__
+
     typer.echo(f"fluxserve {__version__}")
 
 

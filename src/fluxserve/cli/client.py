@@ -1,17 +1,23 @@
-"""A small client of the native API, for a server elsewhere or one started inside this process."""
+"""A small client of the native API, for a server elsewhere or one started inside this process.
+
+httpx is imported when somebody calls: `serve` does not need it to start its engine.
+"""
+
+from __future__ import annotations
 
 import json
 import ssl
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from fluxserve.core.errors import ErrorCode, FluxserveError, Unavailable
+
+if TYPE_CHECKING:
+    import httpx
 
 API = "/fluxserve/v1"
 START_S = 120.0  # how long a server inside this process may take to load its model
@@ -26,6 +32,8 @@ class Client:
         self, url: str, key: str | None = None, *, trust: ssl.SSLContext | None = None
     ) -> None:
         """`trust`: what to believe of the server's certificate [the system, SSL_CERT_FILE]."""
+        import httpx
+
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(60.0, connect=10.0, read=None)
         try:
@@ -78,6 +86,8 @@ class Client:
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Troubles of the network in words, with the server's address."""
+        import httpx
+
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -125,20 +135,24 @@ def connected(server: str | None, key: str | None, **flags: Any) -> Iterator[Cli
 def _inside(folder: str, flags: Mapping[str, Any]) -> Iterator[str]:
     """A server on a free loopback port in a thread of this process, on a folder of its own."""
     from fluxserve import settings as setting
-    from fluxserve.serving import Background
+    from fluxserve.engines import early
 
     apart = {"tls_cert": "", "tls_key": "", "database": {"url": ""}, "files": {"url": ""}}
     here = {"host": "127.0.0.1", "port": 0, "data_dir": folder, "public_url": ""}
     wanted = {**flags, **apart, **here}
     config = wanted.pop("config", None)
-    server = Background(setting.load(wanted, config=config))
-    thread = threading.Thread(target=server.run, name="fluxserve", daemon=True)
-    thread.start()
-    try:
-        yield server.wait_until_ready(START_S)
-    finally:
-        server.stop()
-        thread.join(STOP_S)
+    settings = setting.load(wanted, config=config)
+    with closing(early.begin(settings)) as begun:
+        from fluxserve.serving import Background  # while its engine imports torch
+
+        server = Background(settings, begun)
+        thread = threading.Thread(target=server.run, name="fluxserve", daemon=True)
+        thread.start()
+        try:
+            yield server.wait_until_ready(START_S)
+        finally:
+            server.stop()
+            thread.join(STOP_S)
 
 
 def pinned(certificate: str) -> ssl.SSLContext:

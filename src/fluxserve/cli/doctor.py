@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import typer
 
-from fluxserve import __version__
 from fluxserve import settings as setting
 from fluxserve.cli.server import Config, DataDir
 from fluxserve.core.cards import CARDS
@@ -41,6 +40,8 @@ def doctor(data_dir: DataDir = None, config: Config = None) -> None:
 
 
 def _findings(settings: setting.Settings) -> Iterator[tuple[bool | None, str]]:
+    from fluxserve import __version__
+
     yield True, f"fluxserve {__version__}, Python {platform.python_version()}, {sys.platform}"
     for name in PACKAGES:
         try:

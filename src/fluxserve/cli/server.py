@@ -1,10 +1,12 @@
 """`fluxserve serve`."""
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
 
 from fluxserve import settings as setting
+from fluxserve.engines import early
 from fluxserve.ops import logs
 
 DataDir = Annotated[str | None, typer.Option(help="where everything is kept")]
@@ -46,9 +48,11 @@ def serve(
     given = {name: value for name, value in flags.items() if value is not None}
     settings = setting.load(with_sets(given, set_ or []), config=config)
     logs.set_up(settings.log_level)
-    from fluxserve import serving
+    with contextlib.closing(early.begin(settings)) as begun:
+        from fluxserve import serving  # while its engine imports torch
 
-    raise typer.Exit(serving.serve(settings))
+        code = serving.serve(settings, begun)
+    raise typer.Exit(code)
 
 
 def with_sets(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:

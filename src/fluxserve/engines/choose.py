@@ -5,7 +5,6 @@ upstream or a route it runs only where a route names it, and a stand-in needs an
 Heavy engines are imported only when they are named.
 """
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,15 +15,15 @@ from fluxserve.core.errors import InvalidRequest, StartupError
 from fluxserve.core.ports import Engine
 from fluxserve.core.request import JSON, ImageRequest
 from fluxserve.core.routing import Route
+from fluxserve.engines.early import can_compute, is_bare
 from fluxserve.engines.local.loras import LoraFiles, LoraLibrary
+from fluxserve.engines.local.start import EMBEDDED, LOCAL, Early
 from fluxserve.engines.simulator import Outcome, Script, Simulator
 from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec, OnUnknown
 from fluxserve.flux.skips import FP8
 from fluxserve.images.guard import GuardedClient, Limits
 from fluxserve.settings import Settings, Upstream, secret_from
 
-EMBEDDED = "embedded"
-LOCAL = "local"
 SIMULATOR = "simulator"
 LAST = -100  # the priority of what serves when nothing else does
 
@@ -39,13 +38,16 @@ class Choice:
     place: Callable[[str, ImageRequest], str]
 
 
-def choose_engines(settings: Settings, catalog: Catalog) -> Choice:
-    """StartupError when a route or model that is named cannot be served here."""
+def choose_engines(settings: Settings, catalog: Catalog, early: Early | None = None) -> Choice:
+    """StartupError when a route or model that is named cannot be served here.
+
+    `early` holds engine processes that were started beforehand.
+    """
     channels = [] if settings.simulator.enabled else [_channel(one) for one in settings.upstream]
     routes = _routes(settings, catalog, channels)
     paid = {channel.name for channel in channels}
     named = dict.fromkeys(route.engine for route in routes if route.engine not in paid)
-    engines = [_make(name, settings) for name in named]
+    engines = [_make(name, settings, early) for name in named]
     simulator = next((engine for engine in engines if isinstance(engine, Simulator)), None)
 
     by_name = {engine.name: engine for engine in engines}
@@ -95,11 +97,6 @@ def devices_of(engine: Engine) -> Sequence[JSON]:
     return engine.devices if isinstance(engine, _HasDevices) else ()
 
 
-def can_compute() -> bool:
-    """Whether the `local` extra is installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "safetensors", "tokenizers"))
-
-
 def _channel(asked: Upstream) -> ChannelSpec:
     """A provider account from the settings; StartupError when its key is not in the environment."""
     if asked.name in (EMBEDDED, LOCAL, SIMULATOR):
@@ -144,8 +141,7 @@ def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec
     if settings.engine.model_dir:
         routes.append(Route(model=_local_model(settings, catalog), engine=LOCAL))
     routes.append(Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST))
-    is_bare = not settings.route and not settings.engine.model_dir and not settings.upstream
-    if is_bare and can_compute():
+    if is_bare(settings) and can_compute():
         routes.append(Route(model="*", engine=EMBEDDED, priority=LAST))
     return routes
 
@@ -157,7 +153,7 @@ def _local_model(settings: Settings, catalog: Catalog) -> str:
     return catalog.card(card_id_of(settings.engine.model_dir)).id
 
 
-def _make(name: str, settings: Settings) -> Engine:
+def _make(name: str, settings: Settings, early: Early | None) -> Engine:
     if name == SIMULATOR:
         told = settings.simulator
         script = Script(
@@ -174,7 +170,9 @@ def _make(name: str, settings: Settings) -> Engine:
             )
         from fluxserve.engines.local.engine import LocalEngine
 
-        return LocalEngine.of(name, settings.engine, settings.data, loras=_loras(settings))
+        return LocalEngine.of(
+            name, settings.engine, settings.data, loras=_loras(settings), early=early
+        )
     raise StartupError(f"route: there is no engine or upstream named {name!r}")
 
 

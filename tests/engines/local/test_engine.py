@@ -31,7 +31,7 @@ from fluxserve.core.ports import (
 from fluxserve.core.request import ImageRequest, LoraRef, Margins, OutputFormat, Task
 from fluxserve.engines.local.engine import LocalEngine
 from fluxserve.engines.local.loras import LoraFiles
-from fluxserve.engines.local.process import Setup
+from fluxserve.engines.local.start import Setup
 from fluxserve.flux import sample, weights
 from fluxserve.flux.autoencoder import from_pixels
 from fluxserve.flux.folder import embedded_folder, inspect
@@ -387,7 +387,8 @@ async def test_a_model_that_cannot_be_loaded_is_trouble_with_a_reason(tmp_path: 
 PARENT = """
 import asyncio, os, sys
 from pathlib import Path
-from fluxserve.engines.local.process import EngineProcess, Setup
+from fluxserve.engines.local.process import EngineProcess
+from fluxserve.engines.local.start import Setup
 from fluxserve.flux.folder import embedded_folder
 
 async def main():

@@ -10,7 +10,7 @@ import pytest_asyncio
 from fluxserve.core.errors import EngineError
 from fluxserve.core.request import Approximation
 from fluxserve.engines.local.engine import LocalEngine
-from fluxserve.engines.local.process import Setup
+from fluxserve.engines.local.start import Setup
 from fluxserve.flux.folder import embedded_folder
 from fluxserve.settings import load
 from tests.engines.local.test_engine import collect, difference, job, outputs, pixels, report

@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from fluxserve.core.errors import EngineError, ErrorCode, OutOfMemory, StartupError
 from fluxserve.core.ports import (
@@ -29,14 +29,14 @@ from fluxserve.core.ports import (
     Report,
 )
 from fluxserve.core.request import JSON, ImageRequest
-from fluxserve.engines.local.cores import physical_cores
 from fluxserve.engines.local.cost import CostModel
 from fluxserve.engines.local.loras import LoraFiles, LoraSource
 from fluxserve.engines.local.orders import order, order_of
 from fluxserve.engines.local.plan import plan
-from fluxserve.engines.local.process import EngineProcess, Inbox, Lost, Setup
+from fluxserve.engines.local.process import EngineProcess, Inbox, Lost
+from fluxserve.engines.local.start import Early, EngineSettings, Setup, setups_of
 from fluxserve.engines.local.wire import Ended, Glimpse, Made, Moved, Note, Order
-from fluxserve.flux.folder import WeightsError, embedded_folder, inspect
+from fluxserve.flux.folder import WeightsError, inspect
 from fluxserve.flux.skips import APPROXIMATIONS, FP8, SKIP
 from fluxserve.flux.spec import ModelSpec
 
@@ -45,31 +45,6 @@ log = logging.getLogger(__name__)
 DEATHS_MAX = 2  # of the process with a job in hand, before the job counts as the cause
 CAPACITY = 16
 AWAY_S = 0.1  # between tries while a process is between death and restart
-
-
-class EngineSettings(Protocol):
-    """What the settings say about the engine; every field has the name it has there."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def model_dir(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def fp8(self) -> str: ...
-    @property
-    def batch_tokens_max(self) -> int: ...
-    @property
-    def concurrency(self) -> int: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def stuck_s(self) -> float: ...
-    @property
-    def preview_steps(self) -> int: ...
-    @property
-    def go_fast(self) -> Sequence[str]: ...
 
 
 class LocalEngine:
@@ -83,10 +58,12 @@ class LocalEngine:
         capacity: int = CAPACITY,
         loras: LoraSource | None = None,
         go_fast: Sequence[str] = (SKIP,),
+        early: Early | None = None,
     ) -> None:
         """StartupError when the model folder cannot be used.
 
-        `go_fast` names the approximations that a request allows with its switch of that name.
+        `go_fast` names the approximations that a request allows with its switch of that name;
+        `early` holds processes that were started beforehand.
         """
         self.name = name
         self.capacity = capacity * len(setups)
@@ -94,7 +71,7 @@ class LocalEngine:
             self._spec: ModelSpec = inspect(setups[0].model)
         except WeightsError as error:
             raise StartupError(f"the model of engine {name}: {error}") from error
-        self._processes = [EngineProcess(setup) for setup in setups]
+        self._processes = [EngineProcess(setup, early) for setup in setups]
         self._loras = loras
         self._go_fast = tuple(go_fast)
         self._suspects = asyncio.Lock()  # one job at a time may be the one that kills
@@ -107,37 +84,19 @@ class LocalEngine:
         data_dir: Path,
         *,
         loras: LoraSource | None = None,
+        early: Early | None = None,
     ) -> Self:
         """As the settings say; with no model folder, the small model of the package.
 
         Without `loras` they are taken by name from data_dir/loras.
         """
-        model = Path(settings.model_dir) if settings.model_dir else embedded_folder()
-        if name == "embedded":
-            model = embedded_folder()
-        devices = [device.strip() for device in settings.device.split(",") if device.strip()]
-        devices = devices or ["auto"]
-        setups = [
-            Setup(
-                model=model,
-                device=device,
-                dtype=settings.dtype,
-                fp8=settings.fp8,
-                threads=settings.threads or _share(devices),
-                rows_max=settings.batch_tokens_max,
-                preview_steps=settings.preview_steps,
-                requests_max=settings.concurrency,
-                spool=Path(data_dir) / "spool" / name / f"{at}-{device.replace(':', '-')}",
-                stuck_s=settings.stuck_s,
-            )
-            for at, device in enumerate(devices)
-        ]
         return cls(
             name,
-            setups,
+            setups_of(name, settings, data_dir),
             capacity=settings.concurrency,
             loras=loras or LoraFiles(Path(data_dir) / "loras"),
             go_fast=settings.go_fast,
+            early=early,
         )
 
     async def start(self) -> None:
@@ -345,9 +304,3 @@ def _report(ended: Ended, served_by: str) -> Report:
     if ended.code in set(ErrorCode):
         error.code = ErrorCode(ended.code)
     raise error
-
-
-def _share(devices: Sequence[str]) -> int:
-    """CPU threads of each of several CPU devices; 0, all of the cores, where it is the only one."""
-    rivals = sum(device in ("cpu", "auto") for device in devices)
-    return max(1, physical_cores() // rivals) if rivals > 1 else 0

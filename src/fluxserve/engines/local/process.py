@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import sys
+import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.core.request import JSON
 from fluxserve.engines.local.cost import Coefficients
+from fluxserve.engines.local.start import Early, Setup, spawn
 from fluxserve.engines.local.wire import (
     Beat,
     Broken,
@@ -31,54 +30,15 @@ from fluxserve.engines.local.wire import (
     pack,
     receive,
 )
-from fluxserve.flux.skips import FP8
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a death, the last for ever
 STEADY_S = 60.0  # a process that lived this long starts the back-off anew
-SILENCE_S = 15.0  # without a beat for so long it is taken for frozen ...
-START_SILENCE_S = 90.0  # ... but while torch is imported on a busy machine it may be silent longer
+# While torch is imported on a busy machine it may be silent longer than afterwards.
+START_SILENCE_S = 90.0
 CHECK_S = 0.5
 STOP_S = 5.0
-# Where a driver is, there may be a GPU; Linux, and Linux inside Windows.
-NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What an engine process is started with."""
-
-    model: Path
-    device: str = "auto"
-    dtype: str = "auto"
-    fp8: str = "off"  # auto, on, off: copies of the linears in 8 bits beside the exact ones
-    threads: int = 0  # 0: one a core
-    rows_max: int = 0  # 0: the scheduler's own
-    preview_steps: int = 0
-    requests_max: int = 16  # jobs that it holds at once
-    spool: Path
-    stuck_s: float = 120.0  # one piece of work may keep the device for so long
-    silence_s: float = SILENCE_S
-
-    @property
-    def may_have_fp8(self) -> bool:
-        """Whether its device may turn out to have the linears in 8 bits, before it is ready."""
-        if self.dtype == FP8 or self.fp8 == "on":
-            return True
-        is_gpu = self.device.startswith("cuda") or (
-            self.device == "auto" and any(path.exists() for path in NVIDIA)
-        )
-        return self.fp8 == "auto" and is_gpu
-
-    def command(self, fd: int) -> list[str]:
-        return [
-            sys.executable, "-m", "fluxserve.engines.local.child",
-            "--fd", str(fd), "--model", str(self.model), "--device", self.device,
-            "--dtype", self.dtype, "--fp8", self.fp8, "--threads", str(self.threads),
-            "--spool", str(self.spool), "--rows-max", str(self.rows_max),
-            "--preview-steps", str(self.preview_steps), "--requests-max", str(self.requests_max),
-        ]  # fmt: skip
 
 
 class Lost(Exception):
@@ -92,8 +52,10 @@ Inbox = asyncio.Queue[tuple[JobNews, Sequence[bytes]] | Lost]
 class EngineProcess:
     """One device: a process that is always there, as far as that can be had."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, early: Early | None = None) -> None:
+        """`early` may have a process for this setup, which then is the first."""
         self.setup = setup
+        self._early = early
         self.ready: Ready | None = None
         self.cost: Coefficients | None = None
         self.refusal = ""  # why the model cannot be loaded, for good
@@ -101,7 +63,7 @@ class EngineProcess:
         self.failed_starts = 0  # in a row: deaths before it was ready
         self._jobs: dict[str, Inbox] = {}
         self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._heard_at = self._busy_s = 0.0
         self._changed = asyncio.Condition()
         self._keeper: asyncio.Task[None] | None = None
@@ -168,15 +130,13 @@ class EngineProcess:
 
     async def _live(self) -> None:
         """Start a process and listen to it until it dies or has to be killed."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.setup.command(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=2**20)
+        spawned = self._early.take(self.setup) if self._early else None
+        if spawned is None:
+            spawned = await asyncio.to_thread(spawn, self.setup)
+        self._process = spawned.process
+        reader, self._writer = await asyncio.open_unix_connection(
+            sock=spawned.connection, limit=2**20
+        )
         self._heard_at, self._busy_s = time.monotonic(), 0.0
         watch = asyncio.create_task(self._watch(self._process))
         try:
@@ -189,7 +149,7 @@ class EngineProcess:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a process that is silent, or that has been at one piece of work for too long."""
         while True:
             await asyncio.sleep(CHECK_S)
@@ -213,13 +173,13 @@ class EngineProcess:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        if process is not None and process.returncode is None:
+        if process is not None and process.poll() is None:
             try:
-                await asyncio.wait_for(process.wait(), STOP_S)
-            except TimeoutError:
+                await asyncio.to_thread(process.wait, STOP_S)
+            except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
+                await asyncio.to_thread(process.wait)
 
     async def _forget_all(self) -> None:
         async with self._changed:

@@ -67,6 +67,7 @@ class Desk:
     callback_base: str = ""  # a URL that providers can reach; the token is appended
     in_flight: set[str] = field(default_factory=set)  # tokens whose POST is under way here
     due: asyncio.Event = field(default_factory=asyncio.Event)  # set when something became due
+    wakes_at: datetime | None = None  # when those who wait for `due` look anyway
 
     def seconds(self, count: float) -> timedelta:
         return timedelta(seconds=count)
@@ -79,6 +80,11 @@ class Desk:
         base = self.callback_base
         is_plain = channel.spec.base_url.startswith("http://")
         return base + token if base.startswith("https://") or (base and is_plain) else ""
+
+    def expect(self, at: datetime) -> None:
+        """Something becomes due at `at`."""
+        if self.wakes_at is None or at < self.wakes_at:
+            self.due.set()
 
     async def order(
         self, prediction: Prediction, channel: Channel, model: str, token: str, part: int

@@ -24,7 +24,6 @@ from fluxserve.engines.upstream.answers import (
 )
 from fluxserve.engines.upstream.base import (
     OWNER,
-    POLL_LEASE,
     Channel,
     Desk,
     gone,
@@ -32,13 +31,12 @@ from fluxserve.engines.upstream.base import (
     pause,
     ticket_of,
 )
+from fluxserve.engines.upstream.due import DueRows
 from fluxserve.engines.upstream.pictures import collect
 from fluxserve.engines.upstream.resolving import look_up
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0  # rows that became due elsewhere are seen this late
-POLLS_MAX = 64  # polls, look-ups and downloads under way at once
 LIES_MAX = 3  # senseless answers in a row before a job is given up
 WAIT_FOR_CLAIM_S = 2.0  # a prediction that is being claimed again is looked at this much later
 ORPHAN_LOOK_S = 60.0
@@ -50,74 +48,29 @@ A = AttemptState
 class Follower:
     """Works off due rows; any number of processes may run one."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, *, is_alone: bool) -> None:
         self._desk = desk
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._rows = DueRows(desk, self.follow, is_alone=is_alone)
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._loop = asyncio.create_task(self._follow_forever(), name="follow submissions")
+        self._loop = asyncio.create_task(self._rows.run(), name="follow submissions")
 
     async def stop(self) -> None:
-        tasks = [task for task in (self._loop, *self._tasks) if task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._loop:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        await self._rows.stop()
 
-    async def _follow_forever(self) -> None:
-        while True:
-            self._desk.due.clear()
-            try:
-                pause_s = await self._follow_due()
-            except Exception:
-                log.exception("looking for due submissions failed; trying again")
-                pause_s = LOOK_S
-            if pause_s > 0:
-                # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._desk.due.wait()
-
-    async def _follow_due(self) -> float:
-        """Start work on what is due; returns seconds until there may be more."""
-        room = POLLS_MAX - len(self._tasks)
-        if room <= 0:
-            return LOOK_S  # a task that ends sets `due`
-        first = await self._desk.attempts.next_due()  # a read: it costs less than an empty claim
-        at = self._desk.clock()
-        if first is None:
-            return LOOK_S
-        if first > at:
-            return min(LOOK_S, max(0.005, (first - at).total_seconds()))
-        due = await self._desk.attempts.claim_due(at, at + POLL_LEASE, room)
-        for attempt in due:
-            task = asyncio.create_task(self._guard(attempt), name=f"follow {attempt.id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-        return 0.0
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if len(self._tasks) >= POLLS_MAX:
-            self._desk.due.set()  # something may have waited for this place
-        self._tasks.discard(task)
-
-    async def _guard(self, attempt: Attempt) -> None:
-        try:
-            await self.follow(attempt)
-        except Conflict as conflict:
-            log.info("%s: %s", attempt.prediction_id, conflict.message)
-        except Exception:
-            log.exception("%s: following its submission failed", attempt.prediction_id)
-
-    async def follow(self, attempt: Attempt) -> None:
-        """One turn for one due attempt."""
+    async def follow(self, attempt: Attempt) -> bool:
+        """One turn for one due attempt; False when its row stays as it is."""
         if attempt.id in self._desk.in_flight:
-            return  # its POST is under way in this process
+            return False  # its POST is under way in this process
         prediction = await self._prediction(attempt)
         channel = self._desk.channels.get(attempt.channel)
         if channel is None:
             await self._orphaned(attempt, prediction)
-            return
+            return True
         match attempt.state:
             case A.INTENT:
                 doubted = replace(attempt, state=A.UNKNOWN)
@@ -131,7 +84,8 @@ class Follower:
             case A.FETCHED:
                 await self._gather(attempt, prediction)
             case _:
-                pass
+                return False
+        return True
 
     async def adopt(self, attempt: Attempt, prediction: Prediction) -> None:
         """The prediction was claimed again: its open attempts belong to the new start."""
@@ -378,8 +332,9 @@ class Follower:
         await self._desk.close(attempt, replace(attempt, state=state, next_at=None))
 
     async def _later(self, attempt: Attempt, wait: timedelta) -> None:
-        after = replace(attempt, next_at=self._desk.clock() + wait)
-        await self._desk.attempts.move(attempt, after)
+        at = self._desk.clock() + wait
+        await self._desk.attempts.move(attempt, replace(attempt, next_at=at))
+        self._desk.expect(at)
 
     async def _prediction(self, attempt: Attempt) -> Prediction | None:
         try:

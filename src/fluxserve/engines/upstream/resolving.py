@@ -174,9 +174,10 @@ async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> 
 async def _later(
     desk: Desk, attempt: Attempt, wait_s: float, before: Attempt | None = None
 ) -> None:
-    after = replace(attempt, next_at=desk.clock() + timedelta(seconds=wait_s))
+    at = desk.clock() + timedelta(seconds=wait_s)
     with contextlib.suppress(Conflict):
-        await desk.attempts.move(before or attempt, after)
+        await desk.attempts.move(before or attempt, replace(attempt, next_at=at))
+        desk.expect(at)
 
 
 def _age_s(desk: Desk, attempt: Attempt) -> float:

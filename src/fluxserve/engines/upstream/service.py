@@ -85,7 +85,7 @@ class Upstreams:
         """`is_alone`: no other process works on this store, so what was begun here has died."""
         self._desk = desk
         self._is_alone = is_alone
-        self._follower = Follower(desk)
+        self._follower = Follower(desk, is_alone=is_alone)
         self._submitters = {
             name: Submitter(desk, channel, self._follower)
             for name, channel in desk.channels.items()

@@ -287,13 +287,14 @@ class Submitter:
 
     async def _accepted(self, attempt: Attempt, accepted: Accepted) -> None:
         spec = self._channel.spec
+        next_at = self._desk.clock() + pause(self._channel, 0, 0, random.random)
         after = replace(
             attempt,
             state=AttemptState.ACCEPTED,
             upstream_id=accepted.ticket.upstream_id,
             poll_url=accepted.ticket.poll_url,
             cost_micro=accepted.cost_micro or 0,
-            next_at=self._desk.clock() + pause(self._channel, 0, 0, random.random),
+            next_at=next_at,
         )
         try:
             saved = await self._desk.attempts.move(attempt, after)
@@ -303,7 +304,7 @@ class Submitter:
             return
         log.info("%s was accepted by %s", attempt.prediction_id, spec.name)
         if isinstance(accepted.state, Working):
-            self._desk.due.set()
+            self._desk.expect(next_at)
         else:
             await self._follower.settle(saved, accepted.state, self._channel)
 
