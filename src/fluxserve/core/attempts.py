@@ -112,7 +112,9 @@ class AttemptStore(Protocol):
         """Open attempts whose time has come, the longest due first; `next_at` moves to `until`."""
         ...
 
-    async def next_due(self) -> datetime | None: ...
+    async def upcoming(self, limit: int) -> Sequence[tuple[str, datetime]]:
+        """The ids of open attempts that are or become due, and when, the first due first."""
+        ...
 
     async def hurry(self, at: datetime, apart: timedelta) -> int:
         """Make everything that is due at any time due soon after `at`; returns how many.

@@ -95,7 +95,9 @@ CLAIM_DUE = Statement(
     .values(next_poll_at=bindparam("until"))
     .returning(*COLUMNS)
 )
-NEXT_DUE = Statement(select(func.min(A.next_poll_at)).where(IS_DUE))
+UPCOMING = Statement(
+    select(A.id, A.next_poll_at).where(IS_DUE).order_by(A.next_poll_at).limit(bindparam("most"))
+)
 HURRY = Statement(
     update(tables.attempt)
     .where(UNFINISHED, IS_DUE)
@@ -188,8 +190,9 @@ class AttemptRows:
     async def claim_due(self, at: datetime, until: datetime, limit: int) -> Sequence[Attempt]:
         return await self._database.run(claim_due(at, until, limit))
 
-    async def next_due(self) -> datetime | None:
-        return await self._database.read(next_due())
+    async def upcoming(self, limit: int) -> Sequence[tuple[str, datetime]]:
+        rows = await self._database.fetch(UPCOMING({"most": limit}))
+        return [(row[0], codec.to_time(row[1])) for row in rows]
 
     async def hurry(self, at: datetime, apart: timedelta) -> int:
         return await self._database.run(hurry(at, apart))
@@ -298,11 +301,6 @@ def claim_due(at: datetime, until: datetime, limit: int) -> Transition[Sequence[
         {"at": codec.to_micros(at), "until": codec.to_micros(until), "most": limit}
     )
     return [_decode(row) for row in rows]
-
-
-def next_due() -> Transition[datetime | None]:
-    rows = yield NEXT_DUE({})
-    return codec.maybe_time(rows[0][0])
 
 
 def hurry(at: datetime, apart: timedelta) -> Transition[int]:
