@@ -4,7 +4,8 @@ One server process on a simulator that holds everything, against a bare ASGI han
 uvicorn settings that parses the same body and answers as many bytes (the floor). Rounds of all
 kinds are interleaved in one run; CPU is the server process's own. Targets: a POST with its durable
 insert at most 3 times the floor, a GET at most 2 times; ready within 2 s; under 120 MB resident;
-no torch in the process.
+no torch in the process. "floor + insert" is the floor with the plainest durable insert, a row and a
+commit for each request: what a handler of one's own would cost that keeps its promise.
 
     python -m bench.http [--rounds 7] [--requests 1500] [--connections 32]
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 READY = "fluxserve ready on "
 NATIVE = "/fluxserve/v1/predictions"
+KEPT = "/kept"  # of the floor: with a durable insert
 REPLICATE = "/v1/models/black-forest-labs/flux-dev/predictions"
 WISH = {"prompt": "a fox in the snow", "num_inference_steps": 28, "guidance": 2.5, "seed": 7}
 BODIES = {
@@ -106,6 +108,7 @@ def serve_floor(answer_bytes: int) -> None:
     import uvloop
 
     filler = "x" * max(0, answer_bytes - 40)
+    insert = _store()
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         body = b""
@@ -115,6 +118,8 @@ def serve_floor(answer_bytes: int) -> None:
             if not message.get("more_body"):
                 break
         said = json.loads(body) if body else {}
+        if scope["path"] == KEPT:
+            insert(body)
         text = json.dumps({"id": len(said), "filler": filler}).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
         await send({"type": "http.response.start", "status": 200, "headers": head})
@@ -127,6 +132,22 @@ def serve_floor(answer_bytes: int) -> None:
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def _store() -> Callable[[bytes], object]:
+    """The plainest durable insert: one row in a file, with a commit of its own."""
+    import sqlite3
+
+    folder = tempfile.TemporaryDirectory()
+    store = sqlite3.connect(Path(folder.name) / "floor.db", isolation_level=None)
+    store.execute("PRAGMA journal_mode = WAL")
+    store.execute("PRAGMA synchronous = FULL")
+    store.execute("CREATE TABLE job (id INTEGER PRIMARY KEY, body TEXT)")
+
+    def insert(body: bytes, _folder: object = folder) -> object:
+        return store.execute("INSERT INTO job (body) VALUES (?)", (body.decode(),))
+
+    return insert
 
 
 def request(method: str, path: str, body: object = None) -> bytes:
@@ -196,6 +217,7 @@ async def rounds(
     post, get = "floor POST", "floor GET"
     kinds = (
         (Row(post, post, None), floor, request("POST", "/", BODIES[NATIVE])),
+        (Row("floor + insert", post, None), floor, request("POST", KEPT, BODIES[NATIVE])),
         (Row("native POST", post, 3.0), ours, request("POST", NATIVE, BODIES[NATIVE])),
         (Row("Replicate POST", post, 3.0), ours, request("POST", REPLICATE, BODIES[REPLICATE])),
         (Row(get, get, None), floor, request("GET", "/")),

@@ -141,7 +141,8 @@ class Dispatcher:
     def _hear(self, event: Event) -> None:
         match event.kind:
             case EventKind.QUEUED | EventKind.REQUEUED:
-                self._wake.set()
+                if len(self._running) < self.engine.capacity:  # else the end of a run wakes it
+                    self._wake.set()
             case EventKind.FINISHED if event.data.get("status") in ("canceled", "expired"):
                 for run in self._running.values():
                     if run.prediction.id == event.prediction_id:
