@@ -32,6 +32,7 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases bench training
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix src tests bench training

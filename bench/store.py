@@ -124,7 +124,7 @@ def accept_plainly(connection: sqlite3.Connection, row: Row, accepts: int) -> No
     for one in waiting:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(INSERT.sqlite.sql, INSERT.sqlite.pick(encode_prediction(one, None, 1)))
-        event = encode_event(queued(one))
+        event = encode_event(queued(one), 1)
         connection.execute(INSERT_EVENT.sqlite.sql, INSERT_EVENT.sqlite.pick(event))
         connection.execute("COMMIT")
     row.per_s.append(accepts / (time.perf_counter() - wall))

@@ -96,7 +96,7 @@ def main() -> int:
                 behind, behind_wall = time.process_time() - cpu, time.perf_counter() - wall
                 ours = cpu_s(server.process.pid) - before
                 found = (alone, behind, ours, alone_wall, behind_wall)
-                rows.append(tuple(value * 1000 / asked.each for value in found))  # type: ignore[arg-type]
+                rows.append(tuple(value * 1000 / asked.each for value in found))
     finally:
         server.stop()
         fake.communicate("")

@@ -75,7 +75,7 @@ async def settled(server: psutil.Process) -> float:
         await asyncio.sleep(2.0)
         now = server.memory_info().rss / 1024
         if abs(now - last) < 256:
-            return now
+            return float(now)
         last = now
 
 
