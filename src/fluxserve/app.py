@@ -222,6 +222,8 @@ class House:
                 lease_s=wait.lease_s,
                 heartbeat_s=wait.heartbeat_s,
                 job_s=wait.job_s,
+                # Where all work comes by way of this process the bus misses little.
+                poll_s=1.0 if is_shared(self.settings.database_url) else 5.0,
                 drain_s=wait.drain_s,
                 attempts_max=wait.attempts_max,
             ),

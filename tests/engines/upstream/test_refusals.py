@@ -1,9 +1,12 @@
 """Refusals cost nothing: they may go to another channel, or end in the provider's words."""
 
+import asyncio
+
 import pytest
 
 from fluxserve.core.attempts import AttemptState
 from fluxserve.core.errors import ErrorCode
+from fluxserve.core.events import EventKind
 from fluxserve.core.prediction import PredictionStatus
 from fluxserve.engines.upstream.channel import ChannelKind
 from tests.engines.upstream.conftest import House, Lend
@@ -115,6 +118,27 @@ async def test_a_dead_provider_ends_in_a_failure_once_patience_is_over(
         done = await house.end(one)
         assert done.failure is not None
         assert "cannot be reached" in done.failure.message
+
+
+async def test_waiting_for_a_channel_that_rests_costs_next_to_nothing(
+    house: House, lend: Lend
+) -> None:
+    _, dead = lend(
+        ChannelKind.BFL, base_url="http://127.0.0.1:9", cool_down_s=60, cool_down_max_s=60
+    )
+    house.channel(dead)
+    await house.open()
+    moves: list[str] = []
+    house.bus.hook(lambda event: moves.append(event.kind))
+    asked = [await house.ask()]
+    # Claimed, refused, put back; claimed once more to find that it has to wait.
+    await house.until(lambda: moves.count(EventKind.REQUEUED) == 2)
+    asked += [await house.ask(f"fox {number}") for number in range(20)]  # each wakes the channel
+    for _ in range(200):
+        await asyncio.sleep(0)  # room for whatever would spin
+    assert moves.count(EventKind.STARTED) == 2
+    for one in asked:
+        assert (await house.store.get(one.id)).status is PredictionStatus.QUEUED
 
 
 async def test_a_channel_that_failed_rests_and_comes_back(house: House, lend: Lend) -> None:

@@ -87,7 +87,7 @@ class Upstreams:
         self._is_alone = is_alone
         self._follower = Follower(desk, is_alone=is_alone)
         self._submitters = {
-            name: Submitter(desk, channel, self._follower)
+            name: Submitter(desk, channel, self._follower, is_alone=is_alone)
             for name, channel in desk.channels.items()
         }
         self._canceled: asyncio.Queue[str] = asyncio.Queue()

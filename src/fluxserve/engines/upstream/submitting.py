@@ -37,6 +37,7 @@ from fluxserve.engines.upstream.following import Follower
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # the bus is a hint: look for work this often anyway
+ALONE_LOOK_S = 5.0  # where all work comes by way of this process
 SUBMITS_MAX = 32  # POSTs under way at once for one channel
 INTENT_MARGIN_S = 5.0  # after the longest POST, before an intent counts as lost
 FROZEN_S = 5.0  # an intent older than this was not written just now: the process was stopped
@@ -46,8 +47,9 @@ TOLERATED = 2  # lost answers in a row before a channel rests
 class Submitter:
     """Feeds one channel."""
 
-    def __init__(self, desk: Desk, channel: Channel, follower: Follower) -> None:
+    def __init__(self, desk: Desk, channel: Channel, follower: Follower, *, is_alone: bool) -> None:
         self._desk = desk
+        self._look_s = ALONE_LOOK_S if is_alone else LOOK_S
         self._channel = channel
         self._follower = follower
         self._wake = asyncio.Event()
@@ -55,6 +57,7 @@ class Submitter:
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
         self._wants_room = False
+        self._waiting: Prediction | None = None  # the first in the queue of a resting channel
 
     async def start(self) -> None:
         self._channel.on_room = self._has_room
@@ -89,15 +92,25 @@ class Submitter:
                 log.exception("claiming for %s failed; trying again", self._channel.name)
             # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
+
+    def _pause_s(self) -> float:
+        """Nobody tells when a rest is over, nor when the patience of those who wait is."""
+        health = self._channel.health
+        if not health.rests_until:
+            return self._look_s
+        left_s = health.rests_until - health.clock()
+        return min(LOOK_S, left_s) if left_s > 0 else LOOK_S
 
     async def _claim_all(self) -> None:
         while True:
             is_resting = self._channel.health.state is ChannelState.RESTING
             room = min(self._channel.health.room, SUBMITS_MAX) - len(self._serving)
             self._wants_room = not is_resting and room <= 0
-            if self._wants_room:
+            if not is_resting:
+                self._waiting = None
+            if self._wants_room or (self._waiting and self._must_wait(self._waiting)):
                 return
             at = self._desk.clock()
             claimed = await self._desk.store.claim(
@@ -119,24 +132,29 @@ class Submitter:
         if any(attempt.state.is_open for attempt in open_ones):
             await self._serve(prediction)  # nothing of it needs the channel to be well
             return True
-        name, health = self._channel.name, self._channel.health
-        other = self._other_route(prediction, {name})
-        if other is not None and self._is_resting(other):
-            other = None
-        if other is not None:
+        self._waiting = None
+        if (other := self._well_route(prediction)) is not None:
             await self._desk.put_back(prediction, other)
         elif self._has_waited(prediction):
-            reason = health.trouble or f"{name} is resting"
+            reason = self._channel.health.trouble or f"{self._channel.name} is resting"
             failure = Failure(code=ErrorCode.UPSTREAM_FAILED, message=reason)
             await self._desk.refuse(prediction, failure)
         else:
+            self._waiting = prediction
             await self._desk.put_back(prediction)
             return False
         return True
 
-    def _is_resting(self, name: str) -> bool:
-        channel = self._desk.channels.get(name)
-        return channel is not None and channel.health.state is ChannelState.RESTING
+    def _must_wait(self, prediction: Prediction) -> bool:
+        """Whether nothing has come up for one that waits: no claim is written to find that out."""
+        return self._well_route(prediction) is None and not self._has_waited(prediction)
+
+    def _well_route(self, prediction: Prediction) -> str | None:
+        """Another route that does not rest."""
+        other = self._other_route(prediction, {self._channel.name})
+        channel = self._desk.channels.get(other or "")
+        is_resting = channel is not None and channel.health.state is ChannelState.RESTING
+        return None if is_resting else other
 
     async def _serve(self, prediction: Prediction) -> None:
         try:
@@ -161,7 +179,9 @@ class Submitter:
 
     async def _submit_all(self, prediction: Prediction) -> None:
         """Adopt what was submitted before; submit the parts that nobody has."""
-        earlier = await self._desk.attempts.of(prediction.id)
+        # A first start has nothing behind it.
+        is_first = prediction.attempt == 1
+        earlier = () if is_first else await self._desk.attempts.of(prediction.id)
         held = [a for a in earlier if a.state.is_open]
         for attempt in held:
             await self._follower.adopt(attempt, prediction)

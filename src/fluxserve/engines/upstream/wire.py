@@ -5,6 +5,7 @@ that nothing happened. `ask` is for everything free: it may be repeated by whoev
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,8 +203,10 @@ class Wire:
         """
         if not url.startswith(("http://", "https://")):
             raise PollLie("the provider gave an output link that is no web address")
+        with contextlib.suppress(PollTrouble):
+            return await self._picture(url)
         async for attempt in stamina.retry_context(
-            on=PollTrouble, attempts=4, wait_initial=0.2, wait_max=3.0, timeout=120.0
+            on=PollTrouble, attempts=3, wait_initial=0.2, wait_max=3.0, timeout=120.0
         ):
             with attempt:
                 return await self._picture(url)

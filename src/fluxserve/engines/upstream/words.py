@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from fluxserve.core.request import JSON, ImageRequest, OutputFormat, Task
 from fluxserve.core.sizes import KONTEXT_SIZES, Size, nearest, parse_ratio
@@ -185,6 +186,7 @@ _KINDS: Mapping[ChannelKind, Mapping[str, Words]] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def words_of(kind: ChannelKind, model: str) -> Words:
     """The input fields of a provider's `model`."""
     families = _KINDS[kind]
@@ -253,19 +255,23 @@ def _follows(request: ImageRequest, order: Order) -> bool:
 
 def ratio_name(request: ImageRequest, words: Words) -> str:
     """The ratio of the request as W:H: the nearest known one, or an exact one if none is near."""
-    ratio = request.width / request.height
-    known = words.ratios or PRO_RATIOS
+    return _ratio_name(request.width, request.height, words.ratios)
+
+
+@lru_cache(maxsize=1024)
+def _ratio_name(width: int, height: int, ratios: tuple[str, ...]) -> str:
+    ratio = width / height
 
     def distance(name: str) -> float:
         value = parse_ratio(name)
         assert value is not None
         return abs(math.log(value / ratio))
 
-    best = min(known, key=distance)
-    if words.ratios or distance(best) <= RATIO_TOLERANCE:
+    best = min(ratios or PRO_RATIOS, key=distance)
+    if ratios or distance(best) <= RATIO_TOLERANCE:
         return best
-    common = math.gcd(request.width, request.height)
-    return f"{request.width // common}:{request.height // common}"
+    common = math.gcd(width, height)
+    return f"{width // common}:{height // common}"
 
 
 def _on_grid(length: int, multiple: int) -> int:
