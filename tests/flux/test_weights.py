@@ -91,6 +91,17 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: edit_tensors(f / TRANSFORMER, lambda t: t.update(extra=torch.zeros(1))),
         "unknown tensor extra: another architecture",
     ),
+    "quantized weights": (
+        lambda f: edit_tensors(
+            f / TRANSFORMER,
+            lambda t: t.update({"x_embedder.weight": t["x_embedder.weight"].char()}),
+        ),
+        "x_embedder.weight is stored as I8, one of BF16, .* not quantized",
+    ),
+    "a text encoder of another size": (
+        lambda f: edit_json(f / "text_encoder_2/config.json", lambda v: v.update(d_ff=77)),
+        "text_encoder_2: .* weights and config do not belong together",
+    ),
     "another shape": (
         lambda f: edit_tensors(
             f / TRANSFORMER, lambda t: t.update({"x_embedder.bias": torch.zeros(7)})
@@ -101,9 +112,16 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(folder: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused_with_the_reason_before_anything_is_loaded(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> object:
+        raise AssertionError("values were read")
+
     damage, message = DAMAGES[name]
     damage(folder)
+    monkeypatch.setattr(weights, "_tensors", read)
+    monkeypatch.setattr(weights, "_place", read)
     with pytest.raises(WeightsError, match=message):
         weights.load(folder, device="cpu")
 

@@ -22,6 +22,8 @@ from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ModelSpec
 from fluxserve.flux.text import TextEncoder, load_tokenizer
 
+STORED = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")  # number types that can be read
+Place = Callable[[str], Placement | None]
 ROTATION_CACHE_BYTES = 64 * 2**20  # 14 layouts of an edit of one megapixel
 
 
@@ -101,6 +103,14 @@ def load(
     if linears is not Linears.EXACT:
         quantize.check(place)
     host = torch.device("cpu")
+    sources: tuple[tuple[nn.Module, Path, Place], ...] = (
+        (network, folder / "transformer", lambda name: names.get(name)),
+        (vae, folder / "vae", Placement),
+        (clip, folder / "text_encoder", lambda name: Placement(clip_names(name))),
+        (t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name))),
+    )
+    for part, source, goes in sources:
+        _fill(part, source.name, _shapes(source), goes)  # nothing is read yet: is all of it there?
     of_text = host if streams_text else place
     parts: tuple[tuple[nn.Module, torch.device], ...] = (
         (network, host if linears is Linears.FP8 else place),
@@ -110,10 +120,8 @@ def load(
     )
     for part, where in parts:
         _place(part, kind, where)
-    _fill(network, folder / "transformer", lambda name: names.get(name))
-    _fill(vae, folder / "vae", Placement)
-    _fill(clip, folder / "text_encoder", lambda name: Placement(clip_names(name)))
-    _fill(t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name)))
+    for part, source, goes in sources:
+        _fill(part, source.name, _tensors(source), goes)
     if linears is Linears.FP8:
         quantize.quantize(network, place)
     elif linears is Linears.BOTH:
@@ -143,6 +151,24 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise WeightsError(f"{folder.name}/{path.name}: damaged; download it again") from error
 
 
+def _shapes(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the shapes that the headers of the files tell, without room for values."""
+    for path in weight_files(folder):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    found = file.get_slice(name)
+                    if found.get_dtype() not in STORED:
+                        raise WeightsError(
+                            f"{folder.name}/{path.name}: {name} is stored as {found.get_dtype()},"
+                            f" one of {', '.join(STORED)} is needed; choose weights that are not"
+                            " quantized"
+                        )
+                    yield name, torch.empty(found.get_shape(), device="meta")
+        except SafetensorError as error:
+            raise WeightsError(f"{folder.name}/{path.name}: damaged; download it again") from error
+
+
 def _place(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Room for the parameters of a module that was built without any.
 
@@ -155,23 +181,28 @@ def _place(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     module.eval()
 
 
-def _fill(module: nn.Module, folder: Path, place: Callable[[str], Placement | None]) -> None:
-    """Copy every tensor of `folder` to where it belongs; nothing may be left over or missing."""
+def _fill(
+    module: nn.Module, part: str, tensors: Iterator[tuple[str, Tensor]], place: Place
+) -> None:
+    """Copy every tensor to where it belongs; nothing may be left over or missing.
+
+    A module that has no room yet is only compared.
+    """
     parameters = dict(module.named_parameters())
     rows_left = {name: parameter.shape[0] for name, parameter in parameters.items()}
     with torch.no_grad():
-        for name, tensor in diffusers_names(_tensors(folder)):
+        for name, tensor in diffusers_names(tensors):
             found = place(name)
             if found is None or found.parameter not in parameters:
-                raise WeightsError(f"{folder.name}: unknown tensor {name}: another architecture")
+                raise WeightsError(f"{part}: unknown tensor {name}: another architecture")
             target = parameters[found.parameter][found.start : found.end]
             if target.shape != tensor.shape:
                 raise WeightsError(
-                    f"{folder.name}: {name} is {tuple(tensor.shape)}, the config says"
+                    f"{part}: {name} is {tuple(tensor.shape)}, the config says"
                     f" {tuple(target.shape)}: weights and config do not belong together"
                 )
             target.copy_(tensor)
             rows_left[found.parameter] -= tensor.shape[0]
     lacking = [name for name, rows in rows_left.items() if rows > 0]
     if lacking:
-        raise WeightsError(f"{folder.name}: {len(lacking)} tensors missing, like {lacking[0]}")
+        raise WeightsError(f"{part}: {len(lacking)} tensors missing, like {lacking[0]}")
