@@ -222,7 +222,6 @@ class House:
                 lease_s=wait.lease_s,
                 heartbeat_s=wait.heartbeat_s,
                 job_s=wait.job_s,
-                # Where all work comes by way of this process the bus misses little.
                 poll_s=1.0 if is_shared(self.settings.database_url) else 5.0,
                 drain_s=wait.drain_s,
                 attempts_max=wait.attempts_max,
@@ -242,6 +241,7 @@ class House:
             clock=now,
             channels=channels_of(self.choice.channels, self.guard, time.monotonic),
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
+            lease_s=self.settings.dispatch.upstream_lease_s,
         )
         return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
 

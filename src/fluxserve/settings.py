@@ -134,6 +134,9 @@ class Dispatch(Section):
         30.0, gt=0, description="a worker silent for this long is taken for dead"
     )
     heartbeat_s: float = Field(7.0, gt=0, description="how often a worker renews its lease")
+    upstream_lease_s: float = Field(
+        60.0, gt=0, description="the same for whoever submits to an upstream or polls it"
+    )
     job_s: float = Field(1800.0, gt=0, description="a run that takes longer has failed")
     drain_s: float = Field(20.0, ge=0, description="a stop waits this long for running work")
     attempts_max: int = Field(5, ge=1, description="starts of one prediction before it has failed")

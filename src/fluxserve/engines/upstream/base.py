@@ -32,8 +32,6 @@ from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
 log = logging.getLogger(__name__)
 
 OWNER = "upstream"  # of leases: any worker may go on with an accepted submission
-CLAIM_LEASE = timedelta(seconds=60)  # long enough to fetch the inputs
-POLL_LEASE = timedelta(seconds=60)  # one worker's time for one due submission
 POLLS_PER_S = 50  # of one channel: Replicate allows 3,000 such requests a minute
 
 
@@ -65,6 +63,7 @@ class Desk:
     clock: Callable[[], datetime]
     channels: Mapping[str, Channel]
     callback_base: str = ""  # a URL that providers can reach; the token is appended
+    lease_s: float = 60.0  # one worker's time to fetch the inputs, or for one due submission
     in_flight: set[str] = field(default_factory=set)  # tokens whose POST is under way here
     due: asyncio.Event = field(default_factory=asyncio.Event)  # set when something became due
     wakes_at: datetime | None = None  # when those who wait for `due` look anyway

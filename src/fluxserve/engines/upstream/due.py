@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from fluxserve.core.attempts import Attempt
 from fluxserve.core.errors import Conflict, NotFound
-from fluxserve.engines.upstream.base import POLL_LEASE, Desk
+from fluxserve.engines.upstream.base import Desk
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ class DueRows:
         return min(self._look_s, max(SHORTEST_S, (first - at).total_seconds()))
 
     async def _claim(self, at: datetime, room: int) -> None:
-        for attempt in await self._desk.attempts.claim_due(at, at + POLL_LEASE, room):
+        until = at + timedelta(seconds=self._desk.lease_s)
+        for attempt in await self._desk.attempts.claim_due(at, until, room):
             self._start(attempt)
 
     async def _take(self, rows: Sequence[tuple[str, datetime]]) -> None:
@@ -116,8 +117,8 @@ class DueRows:
         elif is_moved:
             self._release(attempt.id, due_at)
         else:
-            loop, lease_s = asyncio.get_running_loop(), POLL_LEASE.total_seconds()
-            loop.call_later(lease_s, self._retry, attempt.id, due_at)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._desk.lease_s, self._retry, attempt.id, due_at)
 
     def _release(self, id_: str, due_at: datetime) -> None:
         if self._held.get(id_) == due_at:

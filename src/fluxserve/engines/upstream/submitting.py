@@ -30,7 +30,7 @@ from fluxserve.engines.upstream.answers import (
     Refused,
     Working,
 )
-from fluxserve.engines.upstream.base import CLAIM_LEASE, OWNER, Channel, Desk, pause
+from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause
 from fluxserve.engines.upstream.channel import ChannelState
 from fluxserve.engines.upstream.following import Follower
 
@@ -113,8 +113,9 @@ class Submitter:
             if self._wants_room or (self._waiting and self._must_wait(self._waiting)):
                 return
             at = self._desk.clock()
+            until = at + self._desk.seconds(self._desk.lease_s)
             claimed = await self._desk.store.claim(
-                self._channel.name, owner=OWNER, at=at, lease_until=at + CLAIM_LEASE
+                self._channel.name, owner=OWNER, at=at, lease_until=until
             )
             if claimed is None:
                 return
