@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from fluxserve.core.attempts import Attempt, AttemptState, AttemptStore
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
-from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
@@ -109,14 +109,14 @@ class Desk:
         )
 
     async def refuse(self, prediction: Prediction, failure: Failure) -> None:
-        """End a prediction that failed; nothing happens when it has moved on."""
-        with contextlib.suppress(Conflict):
+        """End a prediction that failed; nothing happens when it has moved on, or is gone."""
+        with contextlib.suppress(Conflict, NotFound):
             await self.outcomes.fail(prediction, failure)
             log.info("%s failed: %s", prediction.id, failure.message)
 
     async def put_back(self, prediction: Prediction, engine: str | None = None) -> None:
-        """Back to the queue, to `engine` if given."""
-        with contextlib.suppress(Conflict):
+        """Back to the queue, to `engine` if given; nothing happens as with `refuse`."""
+        with contextlib.suppress(Conflict, NotFound):
             await self.outcomes.requeue(prediction, engine)
 
     def tell(self, prediction: Prediction, kind: EventKind, data: Mapping[str, JSON]) -> None:

@@ -120,7 +120,8 @@ class Follower:
             if attempt.trouble + 1 >= LIES_MAX:
                 await self._lost(attempt, prediction, channel, str(lie))
             else:
-                await self._troubled(attempt, prediction, channel, str(lie), None)
+                log.info("%s: %s; asking again", attempt.prediction_id, lie)
+                await self._ask_again(attempt, prediction, channel, None)
             return
         if isinstance(state, Working):
             await self._working(attempt, prediction, channel, state)
@@ -179,10 +180,19 @@ class Follower:
         wait_s: float | None,
     ) -> None:
         """The provider could not be asked: later again, up to the deadline."""
-        if await self._is_too_late(attempt, prediction, channel):
-            return
         if attempt.trouble == 0:
             log.warning("%s: %s; asking again", attempt.prediction_id, reason)
+        await self._ask_again(attempt, prediction, channel, wait_s)
+
+    async def _ask_again(
+        self,
+        attempt: Attempt,
+        prediction: Prediction | None,
+        channel: Channel,
+        wait_s: float | None,
+    ) -> None:
+        if await self._is_too_late(attempt, prediction, channel):
+            return
         after = replace(attempt, polls=attempt.polls + 1, trouble=attempt.trouble + 1)
         later = pause(channel, after.polls, after.trouble, random.random)
         if wait_s is not None:
@@ -247,9 +257,12 @@ class Follower:
         try:
             kept = await collect(self._desk, prediction, attempt, channel, state)
         except (PollTrouble, PollLie) as error:
-            is_final = isinstance(error, PollLie) and attempt.trouble + 1 >= LIES_MAX
-            if is_final or not channel.provider.can_poll:
+            is_lie = isinstance(error, PollLie)
+            if (is_lie and attempt.trouble + 1 >= LIES_MAX) or not channel.provider.can_poll:
                 await self._lost(attempt, prediction, channel, str(error))
+            elif is_lie:
+                log.info("%s: %s; asking again", attempt.prediction_id, error)
+                await self._ask_again(attempt, prediction, channel, None)
             else:
                 await self._troubled(attempt, prediction, channel, str(error), None)
             return
@@ -294,7 +307,7 @@ class Follower:
         metrics: Mapping[str, JSON],
         save: Save | None = None,
     ) -> bool:
-        """False when the prediction has moved on."""
+        """False when the prediction has moved on, or is gone."""
         facts: dict[str, JSON] = {**metrics, "image_count": len(outputs)}
         if prediction.started_at is not None:
             seconds = (self._desk.clock() - prediction.started_at).total_seconds()
@@ -302,7 +315,7 @@ class Follower:
         served = replace(prediction, served_by=_server(attempt))
         try:
             await self._desk.outcomes.succeed(served, outputs, facts, save)
-        except Conflict:
+        except (Conflict, NotFound):
             return False
         log.info("%s succeeded at %s", prediction.id, attempt.channel)
         return True

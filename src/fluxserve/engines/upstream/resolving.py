@@ -155,7 +155,8 @@ async def _give_up(
     reason = attempt.failure.message if attempt.failure else "the server stopped"
     text = f"it is not known whether {channel.name} took the request ({reason}); not repeated"
     failure = Failure(code=ErrorCode.UPSTREAM_UNKNOWN, message=text)
-    log.error("%s: %s", attempt.prediction_id, text)
+    if attempt.failure is None:  # else the log said so when the answer was lost
+        log.error("%s: %s", attempt.prediction_id, text)
     if prediction is not None and is_ours(prediction, attempt):
         await desk.refuse(prediction, failure)
     # It stays unknown, to be seen and reviewed; a late callback still brings it to its end.

@@ -224,6 +224,7 @@ class Submitter:
             ended = replace(
                 attempt, state=AttemptState.FAILED, failure=declared.failure, next_at=None
             )
+            log.error("%s: %s", prediction.id, declared.failure.message)
             await desk.close(attempt, ended)
             await desk.refuse(prediction, declared.failure)
             return False
@@ -339,6 +340,8 @@ class Submitter:
             health.had_trouble(refused.message, rest_s=refused.retry_after_s)
             log.warning("%s rests: %s", self._channel.name, refused.message)
         else:
+            if refused.kind is Refusal.MODEL:
+                log.warning("%s does not serve it: %s", self._channel.name, refused.message)
             health.went_well()
         return refused
 
