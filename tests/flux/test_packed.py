@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxserve.flux import packed
+from fluxserve.flux import kernels, packed
 from fluxserve.flux.modules import SingleBlock
 from fluxserve.flux.packed import Row
 from fluxserve.flux.prepare import LowRank
@@ -90,6 +90,25 @@ def test_no_company_and_no_order_changes_a_row(crowd: Crowd, members: list[int])
             assert torch.equal(velocity, crowd.alone[at])
         else:
             assert largest_difference(velocity, crowd.alone[at]) <= FLOAT32_CLOSE
+
+
+def test_attention_sees_the_tokens_of_one_request_and_no_padding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = pair(SPECS["guidance"])
+    asked = mixture(SPECS["guidance"], torch.float32)
+    lengths = sorted(len(one.positions) for one in asked)
+    seen: list[int] = []
+    attend = kernels.attend
+
+    def counted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.extend([k.shape[1]] * k.shape[0])
+        return attend(q, k, v)
+
+    monkeypatch.setattr(kernels, "attend", counted)
+    packed.forward(models.ours, [models.row(one) for one in asked])
+    blocks = len(models.ours.doubles) + len(models.ours.singles)
+    assert sorted(seen) == sorted(lengths * blocks)
 
 
 def test_an_adapter_works_on_its_own_request_only() -> None:

@@ -302,6 +302,29 @@ def test_a_cancelled_job_ends_only_when_no_lane_works_for_it(bench: Bench) -> No
     assert bench.device.forwards == []
 
 
+def test_lanes_that_are_at_work_hold_up_no_steps_of_others(bench: Bench) -> None:
+    bench.is_holding = True
+    bench.order("slow")
+    bench.finish()
+    (encoding,) = bench.held
+    bench.held.clear()
+    bench.is_holding = False
+    bench.order("during the encoding")
+    bench.finish()
+    assert bench.ended() == {"during the encoding": ""}
+    encoding()
+    bench.is_holding = True  # now of its decoding
+    bench.finish()
+    (decoding,) = bench.held
+    bench.is_holding = False
+    bench.order("during the decoding")
+    bench.finish()
+    assert list(bench.ended()) == ["during the encoding", "during the decoding"]
+    decoding()
+    bench.finish()
+    assert bench.ended()["slow"] == ""
+
+
 def test_progress_ends_at_the_last_step(bench: Bench) -> None:
     bench.order("j0", num_steps=30)
     bench.finish()

@@ -1,22 +1,36 @@
 """What the runner sets aside for references that are remembered, and what it does without room."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fluxserve.engines.local.cost import CostModel
 from fluxserve.engines.local.pipelines import Pipeline
+from fluxserve.engines.local.run import DeviceLost, NoRoom, Spoiled
 from fluxserve.engines.local.runner import Calibration, Runner, expected_cost
 from fluxserve.engines.local.turns import Turns
 from fluxserve.flux import weights
 from fluxserve.flux.folder import embedded_folder
 from fluxserve.flux.memory import memory_bytes
 from fluxserve.flux.quantize import quantize, twin
+from fluxserve.flux.sample import NotANumber
 from fluxserve.flux.spec import FLUX_KONTEXT_DEV
 from fluxserve.flux.weights import Model
 from tests.engines.local.test_plan import EDIT
 
 WANTED = replace(EDIT, approximations=("skip", "ref_kv"), indexes=(0,), guidance=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _calm() -> Iterator[None]:
+    """One thread: the machine may be shared, and waiting threads spin."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +101,45 @@ def test_8_bits_that_are_not_there_are_not_used_and_that_is_told(model: Model) -
     assert "no 8-bit copies" in wanted.notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("raised", "understood"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), NoRoom),
+        (RuntimeError("MPS backend out of memory"), NoRoom),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), NoRoom),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
+        (NotANumber([1]), Spoiled),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_what_a_device_says_in_a_step_is_understood(
+    model: Model, monkeypatch: pytest.MonkeyPatch, raised: Exception, understood: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("fluxserve.flux.sample.advance", fail)
+    with pytest.raises(understood) as caught:
+        runner(model, 1).advance([])
+    assert type(caught.value) is understood
+
+
 def test_a_token_of_flux_takes_700_kilobytes() -> None:
     assert memory_bytes(FLUX_KONTEXT_DEV.transformer, 1, 2) == 700_416
 
 
-def test_step_times_are_measured_one_forward_at_a_call(model: Model) -> None:
+def test_step_times_are_measured_one_forward_at_a_call(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluxserve.engines.local.runner.CALIBRATION_S", math.inf)
+    monkeypatch.setattr("fluxserve.engines.local.runner.CALIBRATION_ROWS", {"cpu": 64})
     cost = CostModel(expected_cost(model.spec, "cpu"))
     measure = Calibration(model, cost, Turns(shared=False))
     calls = 0
     while measure():
         calls += 1
         assert cost.version == 0
-    assert calls >= 9  # a first one, and four shapes twice
+    assert calls == 1 + 2 * 12  # a first one, and all shapes twice
     assert cost.version == 1
     assert not measure()
     assert cost.coefficients != expected_cost(model.spec, "cpu")
