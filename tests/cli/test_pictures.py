@@ -144,6 +144,29 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_who_waits_sees_the_place_in_the_queue_and_the_time_left(start_server: Start) -> None:
+    server = start_server(
+        FLUXSERVE_SIMULATOR__SECONDS="3",
+        FLUXSERVE_SIMULATOR__STEPS="30",
+        FLUXSERVE_SIMULATOR__CONCURRENCY="1",
+    )
+    for _ in range(2):
+        url = f"{server.url}/fluxserve/v1/predictions"
+        assert httpx.post(url, json={"model": "flux-dev", "prompt": "a fox"}).is_success
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "fluxserve", "generate", "a fox", "--server", server.url]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"before this one" not in shown or b"s left" not in shown:
+        shown += os.read(ours, 4096)
+    process.kill()
+    process.wait()
+    os.close(ours)
+
+
 def test_ctrl_c_cancels_the_prediction_and_ends_with_130(start_server: Start) -> None:
     server = start_server(FLUXSERVE_SIMULATOR__SECONDS="60", FLUXSERVE_SIMULATOR__STEPS="600")
     ours, theirs = pty.openpty()

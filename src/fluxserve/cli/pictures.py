@@ -162,7 +162,7 @@ def _make(
 ) -> None:
     prediction = client.call("POST", "/predictions", wish)
     try:
-        done = _follow(client, prediction["id"], preview)
+        done = _follow(client, prediction, preview)
     except KeyboardInterrupt:
         with suppress(FluxserveError):
             client.call("POST", f"/predictions/{prediction['id']}/cancel")
@@ -180,8 +180,9 @@ def _make(
     _hint(done)
 
 
-def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str, Any]:
+def _follow(client: Client, prediction: dict[str, Any], preview: str | None) -> dict[str, Any]:
     """Shows the way on a terminal; returns the finished prediction."""
+    path = f"/predictions/{prediction['id']}"
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -191,8 +192,8 @@ def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("waiting", total=None, note="")
-        for kind, data in client.events(prediction_id):
+        task = bar.add_task("waiting", total=None, note=_place(prediction))
+        for kind, data in client.events(prediction["id"]):
             if kind == "started":
                 bar.update(task, description="drawing")
             elif kind == "progress":
@@ -204,18 +205,25 @@ def _follow(client: Client, prediction_id: str, preview: str | None) -> dict[str
                 done: dict[str, Any] = data["prediction"]
                 return done
         while True:  # the stream ended early: the server is going down, or somebody between cut it
-            fresh: dict[str, Any] = client.call("GET", f"/predictions/{prediction_id}?wait=30")
+            fresh: dict[str, Any] = client.call("GET", f"{path}?wait=30")
             if fresh["finished_at"]:
                 return fresh
 
 
 def _progress(data: dict[str, Any]) -> dict[str, Any]:
-    left = data.get("eta_s")
-    words = f"step {data['step']}/{data['total']}"
-    note = words if left is None else f"{words}, {max(0.0, left):.1f} s left"
-    if data.get("queue_position"):
-        note = f"{data['queue_position']} before this one"
+    note = _place(data) or f"step {data['step']}/{data['total']}{_left(data)}"
     return {"total": data["total"] or None, "completed": data["step"], "note": note}
+
+
+def _place(data: dict[str, Any]) -> str:
+    """Where it is in the queue, and for how long yet; nothing when it is its turn."""
+    before = data.get("queue_position")
+    return f"{before} before this one{_left(data)}" if before else ""
+
+
+def _left(data: dict[str, Any]) -> str:
+    seconds = data.get("eta_s")
+    return "" if seconds is None else f", {max(0.0, seconds):.1f} s left"
 
 
 def _save(client: Client, done: dict[str, Any], output: str | None) -> list[Path]:
