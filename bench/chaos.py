@@ -42,15 +42,22 @@ GATEWAY = (
     "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest); "
     "from fluxserve.cli import main; main()"
 )
+# A lease of the server ends after `lease_s` (claimed), TIMEOUT_S + 15 (an intent), or that with
+# `deadline_s` and `grace_s` (accepted): a freeze outlasts them all.
+TIMEOUT_S = 5.0
 CONFIG = """
+[dispatch]
+upstream_lease_s = {plan.lease_s}
+
 [[upstream]]
 name = "provider"
 kind = "replicate"
 base_url = "{origin}"
 key_env = "CHAOS_KEY"
-timeout_s = 5.0
+timeout_s = {timeout_s}
 cool_down_s = 0.1
-reconcile_grace_s = {grace_s}
+deadline_s = {plan.deadline_s}
+reconcile_grace_s = {plan.grace_s}
 """
 
 
@@ -61,12 +68,15 @@ class Plan:
     predictions: int = 300
     kills: int = 30
     freezes: int = 3
-    freeze_s: float = 8.0  # longer than any timeout of the server
+    freeze_s: float = 42.0  # longer than any timeout and any lease of the server
+    lease_s: float = 5.0
+    deadline_s: float = 10.0
     drop: float = 0.05  # share of the provider's answers that are lost
     grace_s: float = 5.0
-    work_s: float = 0.3  # the provider's time for a picture
+    work_s: float = 3.0  # the provider's time for a picture
+    spread_s: float = 5.0  # a client's longest pause between two predictions
     between_s: tuple[float, float] = (0.3, 1.8)  # from a ready server to its next trouble
-    clients: int = 6
+    clients: int = 8
     patience_s: float = 300.0  # for the end of everything
     seed: int = 1
 
@@ -80,6 +90,7 @@ class Outcome:
     dropped: int
     kills: int
     freezes: int
+    lapsed: int  # leases of running predictions that ended while the server was frozen
     statuses: dict[str, int]
     finished_twice: int
     unfinished: int
@@ -99,13 +110,15 @@ class Outcome:
 class Server:
     """Our server as a process that can be killed, frozen and started again."""
 
-    def __init__(self, home: Path, origin: str, grace_s: float) -> None:
+    def __init__(self, home: Path, origin: str, plan: Plan) -> None:
         self.home = home
+        self.lapsed = 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        (home / "config.toml").write_text(CONFIG.format(origin=origin, grace_s=grace_s))
+        config = CONFIG.format(origin=origin, plan=plan, timeout_s=TIMEOUT_S)
+        (home / "config.toml").write_text(config)
         self._log = (home / "server.log").open("a")
         self.process = self._start()
 
@@ -133,6 +146,7 @@ class Server:
     def freeze(self, seconds: float) -> None:
         self.process.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
+        self.lapsed += lapsed(self.home / "data" / "fluxserve.db")
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
@@ -154,7 +168,7 @@ def run(plan: Plan, home: Path) -> Outcome:
     fake = FakeReplicate(script=script, picture_size=(64, 64))
     began = time.monotonic()
     with serving(fake.app()) as origin:
-        server = Server(home, origin, plan.grace_s)
+        server = Server(home, origin, plan)
         try:
             asked: dict[int, str] = {}
             is_over = threading.Event()
@@ -175,6 +189,7 @@ def run(plan: Plan, home: Path) -> Outcome:
         dropped=dropped,
         kills=plan.kills,
         freezes=plan.freezes,
+        lapsed=server.lapsed,
         statuses=dict(Counter(statuses.values())),
         finished_twice=sum(count > 1 for count in finished.values()),
         unfinished=len(set(asked.values()) - finished.keys()),
@@ -187,7 +202,7 @@ def ask(url: str, number: int, asked: dict[int, str], plan: Plan) -> None:
     """Create one prediction, again under the same name until it is answered."""
     body = {"model": MODEL, "prompt": f"fox {number}", "seed": number, "output_format": "png"}
     # Spread over the run, so that every kill meets some.
-    time.sleep(random.Random(number).random() * 0.4 * plan.kills / 10)
+    time.sleep(random.Random(number).random() * plan.spread_s)
     while number not in asked:
         try:
             answer = httpx.post(
@@ -236,6 +251,17 @@ def wait_for(url: str, ids: list[str], patience_s: float) -> dict[str, str]:
     return statuses | {id_: "unfinished" for id_ in ids if id_ not in statuses}
 
 
+def lapsed(database: Path) -> int:
+    """How many running predictions have outlived their lease."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        [(count,)] = connection.execute(
+            "SELECT count(*) FROM prediction WHERE status = 'running' AND lease_until < ?",
+            [time.time() * 1e6],
+        )
+    connection.close()
+    return int(count)
+
+
 def look_into(database: Path) -> tuple[dict[str, int], dict[str, int]]:
     """How often each prediction was finished, and how many attempts ended in which state."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
@@ -249,7 +275,8 @@ def look_into(database: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 SHORT = Plan(
     predictions=40, kills=5, freezes=1, freeze_s=6.0, drop=0.15, clients=4, grace_s=2.0,
-    between_s=(0.3, 1.0), patience_s=60.0,
+    work_s=0.3, spread_s=0.2, lease_s=3.0, deadline_s=60.0, between_s=(0.3, 1.0),
+    patience_s=60.0,
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import chaos
-from bench.chaos import API, MODEL, Server
+from bench.chaos import API, MODEL, Plan, Server
 from bench.upstream import cpu_s
 from tests.fakes.replicate import FakeReplicate
 from tests.fakes.script import Act, Script
@@ -126,7 +126,7 @@ def main() -> int:
     fake = FakeReplicate(script=Script(default=Act(work_s=NEVER_S)), picture_size=(64, 64))
     found: dict[str, object] = {"jobs": asked.jobs}
     with serving(fake.app()) as origin:
-        server = Server(home, origin, 60.0)
+        server = Server(home, origin, Plan(lease_s=60.0, deadline_s=1800.0, grace_s=60.0))
         try:
             found["none"] = watch(server, fake, note, min(asked.watch_s, 10.0))
             began = time.monotonic()

@@ -25,7 +25,7 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.chaos import API, MODEL, Server  # noqa: E402
+from bench.chaos import API, MODEL, Plan, Server  # noqa: E402
 
 TARGET_MS = 10.0
 CLIENT_POLL_S = 0.05
@@ -80,7 +80,7 @@ def main() -> int:
     )
     assert fake.stdout is not None
     origin = fake.stdout.readline().strip()
-    server = Server(home, origin, 60.0)
+    server = Server(home, origin, Plan(lease_s=60.0, deadline_s=1800.0, grace_s=60.0))
     rows: list[tuple[float, float, float, float, float]] = []
     try:
         with httpx.Client(trust_env=False, timeout=30) as client:

@@ -22,7 +22,7 @@ from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
-from fluxserve.core.prediction import Prediction
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.core.routing import Router
 from fluxserve.core.sizes import Size
@@ -108,11 +108,14 @@ class Desk:
             callback_url=self.callback_url(channel, token),
         )
 
-    async def refuse(self, prediction: Prediction, failure: Failure) -> None:
-        """End a prediction that failed; nothing happens when it has moved on, or is gone."""
-        with contextlib.suppress(Conflict, NotFound):
+    async def refuse(self, prediction: Prediction, failure: Failure) -> bool:
+        """End a prediction that failed; False when it has moved on, or is gone."""
+        try:
             await self.outcomes.fail(prediction, failure)
-            log.info("%s failed: %s", prediction.id, failure.message)
+        except (Conflict, NotFound):
+            return False
+        log.info("%s failed: %s", prediction.id, failure.message)
+        return True
 
     async def put_back(self, prediction: Prediction, engine: str | None = None) -> None:
         """Back to the queue, to `engine` if given; nothing happens as with `refuse`."""
@@ -168,8 +171,12 @@ def ticket_of(attempt: Attempt) -> Ticket:
 
 
 def is_ours(prediction: Prediction, attempt: Attempt) -> bool:
-    """Whether the prediction still runs under the start that this attempt belongs to."""
-    return not prediction.is_terminal and prediction.attempt == attempt.fence
+    """Whether the prediction still runs under the start that this attempt belongs to.
+
+    One that lost its lease is queued again, and not ours until a new start adopts the attempt.
+    """
+    is_running = prediction.status is PredictionStatus.RUNNING
+    return is_running and prediction.attempt == attempt.fence
 
 
 def pause(channel: Channel, polls: int, trouble: int, dice: Callable[[], float]) -> timedelta:

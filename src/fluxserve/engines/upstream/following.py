@@ -231,17 +231,19 @@ class Follower:
             await self._ended(attempt, prediction, state)
         elif prediction is None or prediction.is_terminal:
             await self._desk.close(attempt, self._paid(attempt, state))
-        elif not is_ours(prediction, attempt):
-            await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
-        else:
+        elif is_ours(prediction, attempt) or not channel.provider.can_poll:
             await self._finished(attempt, prediction, channel, state)
+        else:
+            await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
 
     async def _ended(self, attempt: Attempt, prediction: Prediction | None, state: Ended) -> None:
-        if prediction is not None and is_ours(prediction, attempt):
+        now = prediction
+        if prediction is not None:
             metrics = {**prediction.metrics, **state.metrics}
             logs = state.logs or prediction.logs
-            now = replace(prediction, logs=logs, metrics=metrics, served_by=_server(attempt))
-            await self._desk.refuse(now, state.failure)
+            now = replace(prediction, logs=logs, metrics=metrics)
+        if not await self._refuse(attempt, now, state.failure):
+            return
         after = replace(
             attempt,
             state=A.CANCELED if state.is_canceled else A.FAILED,
@@ -279,8 +281,13 @@ class Follower:
         logs = state.logs or f"Using seed: {prediction.request.seed}\n"
         now = replace(prediction, logs=logs)
         save = self._desk.ending(attempt, paid, [event for _, event in kept])
-        if not await self._succeed(now, attempt, outputs, state.metrics, save):
+        if await self._succeed(now, attempt, outputs, state.metrics, save):
+            return
+        if await self._is_over(attempt):
             await self._desk.close(attempt, paid)  # the caller turned away: the bill stays
+        else:  # its lease was lost meanwhile: the start to come finds the pictures here
+            at = self._desk.clock() + self._desk.seconds(WAIT_FOR_CLAIM_S)
+            await self._desk.close(attempt, replace(paid, state=A.FETCHED, next_at=at))
 
     async def _gather(self, attempt: Attempt, prediction: Prediction | None) -> None:
         """A part is here: when all of them are, the prediction is done."""
@@ -295,7 +302,10 @@ class Follower:
             return
         outputs = [output for part in sorted(parts) for output in parts[part].outputs]
         logs = f"Using seed: {prediction.request.seed}\n"
-        await self._succeed(replace(prediction, logs=logs), attempt, outputs, {})
+        is_told = await self._succeed(replace(prediction, logs=logs), attempt, outputs, {})
+        if not is_told and not await self._is_over(attempt):
+            await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
+            return
         for part in parts.values():
             await self._desk.close(part, replace(part, state=A.DONE, next_at=None))
 
@@ -327,10 +337,30 @@ class Follower:
     async def _fail(
         self, attempt: Attempt, prediction: Prediction | None, failure: Failure
     ) -> None:
+        if await self._refuse(attempt, prediction, failure):
+            ended = replace(attempt, state=A.FAILED, failure=failure, next_at=None)
+            await self._desk.close(attempt, ended)
+
+    async def _refuse(
+        self, attempt: Attempt, prediction: Prediction | None, failure: Failure
+    ) -> bool:
+        """End the prediction; False, and its row is due later, when a new start is to do that.
+
+        Were the attempt closed without it, that start would submit once more.
+        """
         if prediction is not None and is_ours(prediction, attempt):
-            await self._desk.refuse(replace(prediction, served_by=_server(attempt)), failure)
-        ended = replace(attempt, state=A.FAILED, failure=failure, next_at=None)
-        await self._desk.close(attempt, ended)
+            now = replace(prediction, served_by=_server(attempt))
+            if await self._desk.refuse(now, failure):
+                return True
+        if await self._is_over(attempt):
+            return True
+        await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
+        return False
+
+    async def _is_over(self, attempt: Attempt) -> bool:
+        """Whether nobody waits for the attempt any more."""
+        prediction = await self._prediction(attempt)
+        return prediction is None or prediction.is_terminal
 
     async def _orphaned(self, attempt: Attempt, prediction: Prediction | None) -> None:
         """Its channel was taken out of the configuration: wait for it a while."""
@@ -338,9 +368,8 @@ class Follower:
         if age_s < ORPHAN_S:
             await self._later(attempt, self._desk.seconds(ORPHAN_LOOK_S))
             return
-        failure = gone(attempt.channel)
-        if prediction is not None and is_ours(prediction, attempt):
-            await self._desk.refuse(prediction, failure)
+        if not await self._refuse(attempt, prediction, gone(attempt.channel)):
+            return
         state = A.FAILED if attempt.state is A.ACCEPTED else attempt.state
         await self._desk.close(attempt, replace(attempt, state=state, next_at=None))
 
