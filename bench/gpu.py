@@ -6,7 +6,8 @@ interleaved repeats:
 
 - ceilings: matrix products of the six FLUX shapes in bfloat16 and 8 bits, attention, copying
 - a step at 512, 1024 and of a 1 MP edit: ours, ours in 8 bits, diffusers, diffusers compiled
-- mixed steps: what sharing a forward gains, and how far results are from those alone
+- mixed steps: what sharing a forward gains, and how far results are from those alone; also of exact
+  requests together with such in 8 bits, on a model with both forms
 - the step-cost model fitted to our timings, and its error
 
     python -m bench.gpu [--minutes 8.5] [--no-compile]
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -34,7 +35,13 @@ from fluxserve.flux import packed, packing
 from fluxserve.flux.modules import FluxTransformer
 from fluxserve.flux.packed import Row
 from fluxserve.flux.prepare import prepare
-from fluxserve.flux.quantize import SINGLE_LAYERS, STREAM_LAYERS, Fp8Linear, quantize_rows
+from fluxserve.flux.quantize import (
+    SINGLE_LAYERS,
+    STREAM_LAYERS,
+    Fp8Linear,
+    TwinLinear,
+    quantize_rows,
+)
 from fluxserve.flux.spec import TransformerSpec
 
 Work = Callable[[], object]
@@ -196,6 +203,22 @@ def in_8_bits(model: FluxTransformer) -> FluxTransformer:
     return twin
 
 
+def in_both(model: FluxTransformer, small: FluxTransformer) -> FluxTransformer:
+    """A model with the large linears of both; nothing is copied."""
+    with torch.device("meta"):
+        both = FluxTransformer(model.spec)
+    for name, module in model.named_modules():
+        above, _, leaf = name.rpartition(".")
+        coarse = small.get_submodule(name)
+        if isinstance(module, nn.Linear):
+            layer = TwinLinear(module, coarse) if isinstance(coarse, Fp8Linear) else module
+            setattr(both.get_submodule(above), leaf, layer)
+        for own, parameter in module.named_parameters(recurse=False):
+            if not isinstance(module, nn.Linear):
+                setattr(both.get_submodule(name), own, parameter)
+    return both
+
+
 def row(bench: Bench, model: FluxTransformer, case: Case) -> Row:
     spec = bench.scale.spec
     references = [case.reference] if case.reference else []
@@ -298,11 +321,14 @@ def mixes(bench: Bench, model: FluxTransformer, small: FluxTransformer) -> None:
         "2 x 1024": ["1024"] * 2,
         "512 + 1024 + edit": ["512", "1024", "edit 1 MP"],
     }
-    for precision, network in (("bf16", model), ("fp8", small)):
+    both = in_both(model, small)
+    for precision, network in (("bf16", model), ("fp8", small), ("both", both)):
         for name, members in wanted.items():
             if not bench.has_time(f"mix {name} {precision}", 25):
                 continue
             rows = [row(bench, network, by_name[member]) for member in members]
+            if network is both:  # every second request asked for 8 bits
+                rows = [replace(one, is_coarse=at % 2 == 1) for at, one in enumerate(rows)]
             found, apart = shared_and_alone(bench, network, rows)
             gain = found["alone"] / found["shared"]
             print(f"{name:20} {precision}: {gain:.3f} x, largest difference {apart:.3g}")

@@ -86,13 +86,13 @@ class Fp8Linear(nn.Module):
 class TwinLinear(nn.Module):
     """A linear layer in both forms: some rows go through the exact one, the rest through 8 bits."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        """Keeps `layer` and makes an 8-bit copy of its weights where it is; WeightsError as there.
+    def __init__(self, layer: nn.Linear, coarse: Fp8Linear | None = None) -> None:
+        """Keeps `layer` beside its 8-bit copy, which is made here if it is not there already.
 
-        A bias is shared by both.
+        A bias is shared by both. WeightsError as from `Fp8Linear`.
         """
         super().__init__()
-        self.exact, self.coarse = layer, Fp8Linear(layer)
+        self.exact, self.coarse = layer, coarse or Fp8Linear(layer)
 
     def forward(self, x: Tensor, exact: int) -> Tensor:
         """(N, n_in) -> (N, n_out), in the dtype of `x`; the first `exact` rows exactly."""
