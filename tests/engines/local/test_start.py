@@ -69,8 +69,16 @@ def children(setup: Setup) -> list[int]:
     return [
         process.pid
         for process in psutil.Process().children()
-        if process.status() != psutil.STATUS_ZOMBIE and str(setup.spool) in process.cmdline()
+        if str(setup.spool) in words_of(process)
     ]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """How it was called; none of a dead one. Between fork and exec there is nothing to read yet."""
+    while process.status() != psutil.STATUS_ZOMBIE:
+        if words := process.cmdline():
+            return list(words)
+    return []
 
 
 def test_what_nobody_took_is_gone_when_the_start_is_over(begun: Early, setup: Setup) -> None:
