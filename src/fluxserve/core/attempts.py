@@ -84,7 +84,7 @@ class AttemptStore(Protocol):
         ...
 
     async def move(self, before: Attempt, after: Attempt) -> Attempt:
-        """Save `after`; Conflict when the row's state is no longer `before.state`, or when
+        """Save `after`; Conflict when state or start are no longer those of `before`, or when
         another attempt of the channel already has `after.upstream_id`."""
         ...
 

@@ -67,6 +67,7 @@ SAME_JOB = Statement(
 MOVE = Statement(
     update(tables.attempt)
     .where(A.id == bindparam("attempt_id"), A.state == bindparam("old_state"))
+    .where(A.fence == bindparam("old_fence"))
     .values(
         fence=bindparam("new_fence"),
         state=bindparam("new_state"),
@@ -266,6 +267,7 @@ def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
         {
             "attempt_id": before.id,
             "old_state": before.state.value,
+            "old_fence": before.fence,
             "new_fence": after.fence,
             "new_state": after.state.value,
             "new_upstream_id": after.upstream_id or None,
@@ -280,7 +282,7 @@ def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
     )
     if not rows:
         yield from get(before.id)  # NotFound rather than Conflict
-        raise Conflict(f"the submission is no longer {before.state}")
+        raise Conflict(f"the submission is no longer {before.state}, or of another start")
     return after
 
 

@@ -1,13 +1,17 @@
 """A paid submission is never doubled, and never lost where the provider lets itself be asked."""
 
 import asyncio
+from datetime import timedelta
 from functools import partial
 
 import pytest
 
 from fluxserve.core.attempts import AttemptState
 from fluxserve.core.errors import ErrorCode
-from fluxserve.core.prediction import PredictionStatus
+from fluxserve.core.events import Event
+from fluxserve.core.ports import Output
+from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
+from fluxserve.engines.upstream.answers import State, Ticket
 from fluxserve.engines.upstream.channel import ChannelKind, OnUnknown
 from tests.engines.upstream.conftest import House, Lend
 from tests.fakes.script import Act, Outcome, Submit
@@ -226,3 +230,65 @@ async def test_a_frozen_process_does_not_submit_what_was_given_up_meanwhile(
 
 async def _has_state(house: House, prediction_id: str, state: AttemptState) -> bool:
     return any(a.state is state for a in await house.attempts.of(prediction_id))
+
+
+async def lose_lease(house: House) -> None:
+    """As the keeper does with whatever has run past its lease."""
+    assert house.desk is not None
+    for lost in await house.store.expired(house.clock() + timedelta(days=1)):
+        await house.desk.put_back(lost)
+
+
+@pytest.mark.parametrize("kind", [*LISTING, *SILENT])
+async def test_a_lease_lost_while_the_picture_comes_costs_no_second_submission(
+    house: House, lend: Lend, kind: ChannelKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, spec = lend(kind)
+    house.channel(spec)
+    await house.open()
+    assert house.desk is not None
+    outcomes, times = house.desk.outcomes, iter(range(100))
+    put = outcomes.put
+
+    async def late(prediction: Prediction, output: Output) -> tuple[OutputImage, Event]:
+        if next(times) == 0:
+            await lose_lease(house)
+        return await put(prediction, output)
+
+    monkeypatch.setattr(outcomes, "put", late)
+    done = await house.made()
+    assert done.status is PredictionStatus.SUCCEEDED, done.failure
+    assert done.attempt > 1
+    assert fake.submissions == 1
+    assert [a.state for a in await house.tries(done)] == [AttemptState.DONE]
+
+
+@pytest.mark.parametrize("kind", [*LISTING, ChannelKind.BFL])
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEED, Outcome.FAIL])
+async def test_a_lease_lost_before_a_poll_costs_no_second_submission(
+    house: House,
+    lend: Lend,
+    kind: ChannelKind,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake, spec = lend(kind)
+    fake.script.default = Act(outcome=outcome)
+    house.channel(spec)
+    await house.open()
+    assert house.desk is not None
+    provider, times = house.desk.channels[spec.name].provider, iter(range(100))
+    poll = provider.poll
+
+    async def late(ticket: Ticket) -> State:
+        state = await poll(ticket)
+        if next(times) == 0:
+            await lose_lease(house)
+        return state
+
+    monkeypatch.setattr(provider, "poll", late)
+    done = await house.made()
+    is_failed = outcome is Outcome.FAIL
+    assert done.status is (PredictionStatus.FAILED if is_failed else PredictionStatus.SUCCEEDED)
+    assert done.attempt > 1
+    assert fake.submissions == 1

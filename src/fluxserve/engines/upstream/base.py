@@ -32,7 +32,9 @@ from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
 log = logging.getLogger(__name__)
 
 OWNER = "upstream"  # of leases: any worker may go on with an accepted submission
-POLLS_PER_S = 50  # of one channel: Replicate allows 3,000 such requests a minute
+# Of one channel: Replicate allows 3,000 such requests a minute
+# (https://replicate.com/docs/topics/predictions/rate-limits).
+POLLS_PER_S = 50
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,11 +128,21 @@ class Desk:
         at = self.clock()
         self.bus.publish(Event(prediction_id=prediction.id, kind=kind, at=at, data=data))
 
+    async def learned(self, attempt: Attempt, after: Attempt) -> Attempt:
+        """Save what the provider said, whichever start has the attempt by now. Conflict."""
+        try:
+            return await self.attempts.move(attempt, after)
+        except Conflict:
+            fresh = await self.attempts.get(attempt.id)
+            if fresh.state is not attempt.state or fresh.fence == attempt.fence:
+                raise
+            return await self.attempts.move(fresh, replace(after, fence=fresh.fence))
+
     async def close(self, attempt: Attempt, after: Attempt) -> Attempt | None:
         """Save a move that ends the provider's work; None when somebody else was first."""
         at = None if after.state in (AttemptState.UNKNOWN, AttemptState.FETCHED) else self.clock()
         try:
-            saved = await self.attempts.move(attempt, replace(after, finished_at=at))
+            saved = await self.learned(attempt, replace(after, finished_at=at))
         except Conflict:
             return None
         self.freed(attempt)

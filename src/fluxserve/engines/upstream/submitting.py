@@ -304,7 +304,7 @@ class Submitter:
             attempt, state=AttemptState.UNKNOWN, failure=failure, next_at=self._desk.clock()
         )
         with contextlib.suppress(Conflict):
-            await self._desk.attempts.move(attempt, after)
+            await self._desk.learned(attempt, after)
         self._desk.due.set()
 
     async def _accepted(self, attempt: Attempt, accepted: Accepted) -> None:
@@ -319,7 +319,7 @@ class Submitter:
             next_at=next_at,
         )
         try:
-            saved = await self._desk.attempts.move(attempt, after)
+            saved = await self._desk.learned(attempt, after)
         except Conflict as conflict:
             # A callback was faster, or the prediction ended and somebody looked it up meanwhile.
             log.info("%s: %s", attempt.prediction_id, conflict.message)
