@@ -68,9 +68,9 @@ class Plan:
     predictions: int = 300
     kills: int = 30
     freezes: int = 3
-    freeze_s: float = 42.0  # longer than any timeout and any lease of the server
+    freeze_s: float = 48.0  # longer than any timeout and any lease of the server
     lease_s: float = 5.0
-    deadline_s: float = 10.0
+    deadline_s: float = 20.0
     drop: float = 0.05  # share of the provider's answers that are lost
     grace_s: float = 5.0
     work_s: float = 3.0  # the provider's time for a picture
