@@ -130,9 +130,9 @@ class EngineProcess:
 
     async def _live(self) -> None:
         """Start a process and listen to it until it dies or has to be killed."""
-        spawned = self._early.take(self.setup) if self._early else None
-        if spawned is None:
-            spawned = await asyncio.to_thread(spawn, self.setup)
+        early = self._early.take(self.setup) if self._early else None
+        # Not in a thread: who stops us meanwhile would not know of the process; it is quick.
+        spawned = early or spawn(self.setup)
         self._process = spawned.process
         reader, self._writer = await asyncio.open_unix_connection(
             sock=spawned.connection, limit=2**20
