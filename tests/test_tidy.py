@@ -45,6 +45,7 @@ TORCH_FREE = (
     "policy",
     "loras",
     "orders",
+    "start",
 )
 
 
