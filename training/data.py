@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -237,6 +237,16 @@ def extra_objects(folder: Path, have: set[str]) -> list[tuple[str, tuple[str, ..
     return found
 
 
+def with_name(thing: Thing) -> Thing:
+    """An extra object that more_objects.json names becomes a known one."""
+    names = words.more_objects().get(thing.emoji)
+    if names is None or thing.is_known:
+        return thing
+    if thing.is_held_out:
+        raise ValueError(f"more_objects.json: {names[0]} is held out of training")
+    return replace(thing, names=names, is_known=True)
+
+
 def photographs(plasma: Path, skimage: Path) -> tuple[tuple[str, ...], Tensor]:
     files = sorted((plasma / PHOTOS).glob("*.png"))
     data = skimage / "skimage" / "data"
@@ -279,9 +289,8 @@ def build(work: Path) -> Bank:
         if "noto" not in rows:
             log.info("no picture of %s", names[0])
             continue
-        is_known = number < len(known)
-        held_out = not is_known and (number - len(known)) % HELD_OUT_EVERY == 0
-        things.append(Thing(emoji, names, rows, is_known, held_out))
+        held_out = number >= len(known) and (number - len(known)) % HELD_OUT_EVERY == 0
+        things.append(with_name(Thing(emoji, names, rows, number < len(known), held_out)))
     names_, photos = photographs(folders["plasma-workspace-data"], folders["scikit-image"])
     return Bank(tuple(things), torch.stack(pictures), names_, photos)
 

@@ -9,6 +9,7 @@ from training import words
 from training.scenes import Batch, Example, Scenes, Size
 
 SCENE_KINDS = ("recolor", "background", "cutout", "replace", "add", "style")
+STYLED = frozenset(words.STYLE_PHRASES)  # drawn by one hand, so one can become the other
 
 
 def compose(scenes: Scenes, kinds: Sequence[str], size: Size) -> Batch:
@@ -67,7 +68,10 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
     """(what happens, prompt, the source object's tint, the source background or None)."""
     choose = scenes.random
     named = kind in ("replace", "style", "add") or choose.random() < 0.5
-    index = choose.choice(scenes.sources or (scenes.known if named else scenes.seen))
+    pool = scenes.sources or (scenes.known if named else scenes.seen)
+    if kind == "style":
+        pool = [i for i in pool if scenes.things[i].rows.keys() >= STYLED]
+    index = choose.choice(pool)
     thing = scenes.things[index]
     name = choose.choice(thing.names)
     style = "noto" if choose.random() < 0.6 else choose.choice(list(thing.rows))
@@ -99,8 +103,9 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
             prompt = choose.choice(words.ADD_PHRASES).format(addition)
             return Example(kind, index, style, tint, back), prompt, tint, back
         case "style":
-            wanted = choose.choice([s for s in words.STYLE_PHRASES if s in thing.rows])
-            styles = [s for s in thing.rows if s != wanted]
-            example = Example(kind, index, choose.choice(styles), wanted, back)
+            wanted = choose.choice(sorted(STYLED))
+            # A line icon leaves too much out to be painted again.
+            style = choose.choice(sorted(STYLED - {wanted, "line"}))
+            example = Example(kind, index, style, wanted, back)
             return example, choose.choice(words.STYLE_PHRASES[wanted]), None, back
     raise ValueError(f"kinds: one of {', '.join(SCENE_KINDS)} or an effect, not {kind}")

@@ -13,16 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from diffusers import FluxKontextPipeline, FluxPipeline
 from torch import Tensor
 
 from training import words
 from training.data import WORK, Bank, load
 from training.effects import EFFECTS
 from training.measures import (
+    ADDED_DB,
     KEPT_DB,
     effect_is_right,
     nearest_color,
@@ -30,13 +30,14 @@ from training.measures import (
     region_color,
     thumbnail,
 )
+from training.painter import Painter
 from training.scenes import Batch, Mix, Scenes, Size
 from training.sheet import grid
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 16
-SCENE_EDITS: Final = ("recolor", "background", "cutout", "replace")
+SCENE_EDITS: Final = ("recolor", "background", "cutout", "replace", "add", "style")
+DRAWN: Final = ("3d", "flat", "line", "pixel")
 
 
 @dataclass(frozen=True)
@@ -61,83 +62,14 @@ class Report:
         self.marks.append(mark)
 
 
-class Painter:
-    """The checkpoint in diffusers' own pipelines, asked as its defaults.json says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.defaults = json.loads((folder / "defaults.json").read_text("utf-8"))
-        side = int(self.defaults["native_size"])
-        self.size: Size = (side, side)
-        path = folder / str(self.defaults["checkpoint"])
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.kontext: Any = FluxKontextPipeline.from_pretrained(path, torch_dtype=torch.float32)
-        self.flux: Any = FluxPipeline(
-            scheduler=self.kontext.scheduler,
-            vae=self.kontext.vae,
-            text_encoder=self.kontext.text_encoder,
-            tokenizer=self.kontext.tokenizer,
-            text_encoder_2=self.kontext.text_encoder_2,
-            tokenizer_2=self.kontext.tokenizer_2,
-            transformer=self.kontext.transformer,
-        )
-        for pipeline in (self.kontext, self.flux):
-            pipeline.to(self.device)
-            pipeline.set_progress_bar_config(disable=True)
-
-    def ask(self, pipeline: Any, prompts: Sequence[str], seed: int, **more: Any) -> Tensor:
-        images = pipeline(
-            prompt=list(prompts),
-            negative_prompt=[self.defaults["negative_prompt"]] * len(prompts),
-            height=self.size[0],
-            width=self.size[1],
-            num_inference_steps=self.defaults["steps"],
-            max_sequence_length=self.defaults["max_sequence_length"],
-            generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
-            **more,
-        ).images
-        result: Tensor = images.float().cpu().clamp(0, 1)
-        return result
-
-    def text(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
-        """(B, 3, H, W) in 0 to 1."""
-        scale = self.defaults["true_cfg_text"]
-        parts = [
-            self.ask(self.flux, prompts[i : i + BATCH], seed + i, true_cfg_scale=scale)
-            for i in range(0, len(prompts), BATCH)
-        ]
-        return torch.cat(parts)
-
-    def edit(self, images: Tensor, prompts: Sequence[str], seed: int = 0) -> Tensor:
-        parts = [
-            self.ask(
-                self.kontext,
-                prompts[i : i + BATCH],
-                seed + i,
-                image=images[i : i + BATCH],
-                max_area=self.size[0] * self.size[1],
-                _auto_resize=False,
-                true_cfg_scale=self.defaults["true_cfg_edit"],
-            )
-            for i in range(0, len(prompts), BATCH)
-        ]
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def through_vae(self, images: Tensor) -> Tensor:
-        """What the autoencoder alone makes of pictures: the best any edit can be."""
-        vae = self.kontext.vae
-        latents = vae.encode(images.to(self.device) * 2 - 1).latent_dist.mode()
-        result: Tensor = (vae.decode(latents).sample / 2 + 0.5).cpu().clamp(0, 1)
-        return result
-
-
 # --- text to image --------------------------------------------------------------------------
 
 
-def gallery(scenes: Scenes, things: Sequence[int], size: Size, color: str | None) -> Tensor:
+def gallery(
+    scenes: Scenes, things: Sequence[int], size: Size, color: str | None, style: str = "noto"
+) -> Tensor:
     """Each thing as training draws it, untinted or in one colour: (N, 5, H, W) layers."""
-    rows = [scenes.things[i].rows["noto"] for i in things]
+    rows = [scenes.things[i].rows[style] for i in things]
     layers = scenes.layers(rows, scenes.centred(len(rows), vary=False), size)
     return torch.cat([scenes.tinted(layers, [color] * len(rows)), layers[:, 3:4]], 1)
 
@@ -146,25 +78,46 @@ def text_nearest(painter: Painter, scenes: Scenes, report: Report, count: int) -
     """'a NAME' for each thing: is the nearest picture, on any background, the thing itself?"""
     things = scenes.random.sample(scenes.known, count)
     images = painter.text([words.phrase(scenes.things[i].names[-1]) for i in things])
-    layers = gallery(scenes, scenes.known, painter.size, None)
-    backs = scenes.flat(words.COLOR_NAMES)
-    core = set(scenes.known[::3])
-    right: list[bool] = []
-    for image, thing in zip(images, things, strict=True):
-        best = torch.stack(
-            [
-                (thumbnail(layers[:, :3] + (1 - layers[:, 3:4]) * back) - thumbnail(image))
-                .pow(2)
-                .mean(-1)
-                for back in backs
-            ]
-        ).amin(0)
-        right.append(scenes.known[int(best.argmin())] == thing)
-    shown = [ok for ok, thing in zip(right, things, strict=True) if thing in core]
+    right = nearest(painter, scenes, images, things, scenes.known)
     kind = "text: nearest neighbour is the thing asked for"
     report.add(Mark(kind, len(right), sum(right) / len(right)))
-    report.add(Mark(f"{kind}, of the core", len(shown), sum(shown) / max(1, len(shown))))
     return images
+
+
+def nearest(
+    painter: Painter,
+    scenes: Scenes,
+    images: Tensor,
+    things: Sequence[int],
+    among: Sequence[int],
+    style: str = "noto",
+) -> list[bool]:
+    """Whether each image is nearest to its thing, of all those `among`, on any background."""
+    layers = gallery(scenes, among, painter.size, None, style)
+    references = torch.stack(
+        [
+            thumbnail(layers[:, :3] + (1 - layers[:, 3:4]) * back)
+            for back in scenes.flat(words.COLOR_NAMES)
+        ]
+    )
+    return [
+        among[int((references - thumbnail(image)).pow(2).mean(-1).amin(0).argmin())] == thing
+        for image, thing in zip(images, things, strict=True)
+    ]
+
+
+def text_styles(painter: Painter, scenes: Scenes, report: Report, count: int) -> Tensor:
+    """'a line icon of a NAME' and the like; nearest among all that the style has, as above."""
+    shown = []
+    for style in DRAWN:
+        row = "noto" if style == "pixel" else style
+        among = [i for i in scenes.known if row in scenes.things[i].rows]
+        things = scenes.random.sample(among, count)
+        images = painter.text([scenes.caption(i, style, None, None) for i in things], seed=900)
+        right = nearest(painter, scenes, images, things, among, row)
+        report.add(Mark(f"text: the thing, in style {style}", count, sum(right) / count))
+        shown.append(images[:12])
+    return torch.cat(shown)
 
 
 def text_colors(painter: Painter, scenes: Scenes, report: Report, count: int) -> Tensor:
@@ -211,20 +164,37 @@ def scene_is_right(scenes: Scenes, batch: Batch, at: int, result: Tensor) -> boo
         case "background" | "cutout":
             got = nearest_color(region_color(result, outside), scenes.colors.cpu())
             return got == example.background and psnr(result, target, inside) >= KEPT_DB
+        case "add":
+            return added(batch, at, result)
         case _:
             return replaced(scenes, batch, at, result)
 
 
 def replaced(scenes: Scenes, batch: Batch, at: int, result: Tensor) -> bool:
-    """Is the target nearer to the result than the source, and than 20 other replacements?"""
+    """Is the target nearer to the result than the source, and than 20 other things in its place?
+
+    The same question for a thing replaced and for one redrawn in another style.
+    """
     assert batch.source is not None
     size = (result.shape[1], result.shape[2])
-    layers = gallery(scenes, scenes.random.sample(scenes.known, 20), size, None)
-    back = scenes.flat([batch.examples[at].background or "white"])
+    example = batch.examples[at]
+    style = (example.color or "noto") if example.kind == "style" else "noto"
+    able = [i for i in scenes.known if style in scenes.things[i].rows]
+    layers = gallery(scenes, scenes.random.sample(able, 20), size, None, style)
+    back = scenes.flat([example.background or "white"])
     others = layers[:, :3] + (1 - layers[:, 3:4]) * back
     rivals = torch.cat([others, batch.source[at : at + 1]])
     mark = (thumbnail(batch.target[at]) - thumbnail(result)).pow(2).mean()
     return bool((thumbnail(rivals) - thumbnail(result)).pow(2).mean(-1).min() > mark)
+
+
+def added(batch: Batch, at: int, result: Tensor) -> bool:
+    """Where something was to appear, clearly nearer to the target than before; the rest kept."""
+    assert batch.source is not None
+    target, source = batch.target[at], batch.source[at]
+    changed = ((target - source).abs().amax(0, keepdim=True) > 0.1).float()
+    nearer = psnr(result, target, changed) - psnr(source, target, changed)
+    return nearer >= ADDED_DB and psnr(result, target, 1 - changed) >= KEPT_DB
 
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
@@ -306,7 +276,8 @@ def evaluate(folder: Path, target: Path, bank: Bank, kinds: Sequence[str], count
     named = text_nearest(painter, seen, report, min(len(seen.known), count * 8))
     colored = text_colors(painter, seen, report, count * 3)
     target.mkdir(parents=True, exist_ok=True)
-    pictures = list(named[:48]) + list(colored[:24])
+    styled = text_styles(painter, seen, report, count)
+    pictures = [*named[:48], *colored[:24], *styled]
     rows = [pictures[i : i + 12] for i in range(0, len(pictures), 12)]
     grid([row for row in rows if len(row) == 12], target / "embedded-text.jpg")
     scene_rows = [edits(painter, unseen, report, kind, count, photos=False) for kind in kinds]
@@ -361,10 +332,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
-    kinds = options.kinds or [
-        *SCENE_EDITS,
-        *(kind for kind in EFFECTS if kind != "rotate"),
-    ]
+    kinds = options.kinds or [*SCENE_EDITS, *EFFECTS]
     evaluate(options.model, options.target, load(options.work), kinds, options.count)
 
 

@@ -18,6 +18,8 @@ GOOD_DB: Final = 28.0
 # ... and must be this much nearer to the target than the unedited picture is.
 BETTER_THAN_SOURCE_DB: Final = 1.0
 KEPT_DB: Final = 16.0
+# What was added must bring its region this much nearer to the target than it was.
+ADDED_DB: Final = 3.0
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:

@@ -20,10 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from training import words
 from training.data import Bank
 from training.scenes import Size
+from training.vae import LATENTS
 
 log = logging.getLogger(__name__)
 
 TEXT_TOKENS: Final = 16
+TOKEN: Final = 4 * LATENTS
 CLIP_TOKENS: Final = 24
 SHIFT_MIN, SHIFT_MAX = 0.5, 1.15
 
@@ -86,14 +88,32 @@ def extend_tokenizer(source: Path, target: Path, vocabulary: Sequence[str]) -> N
     path.write_text(json.dumps(state, ensure_ascii=False), "utf-8")
 
 
+@torch.no_grad()
+def widened(old: Any) -> Any:
+    """The transformer for TOKEN numbers a token; those it did not know start without effect.
+
+    A token's numbers are ordered by channel, so the new channels come after the old ones.
+    """
+    if old.config.in_channels >= TOKEN:
+        return old
+    new: Any = FluxTransformer2DModel.from_config({**old.config, "in_channels": TOKEN})
+    state = old.state_dict()
+    for name in ("x_embedder.weight", "proj_out.weight", "proj_out.bias"):
+        wide = torch.zeros_like(new.state_dict()[name])
+        wide[tuple(slice(0, length) for length in state[name].shape)] = state[name]
+        state[name] = wide
+    new.load_state_dict(state)
+    return new
+
+
 class Model(torch.nn.Module):
     """Transformer, CLIP and T5 under one roof, started from a checkpoint in diffusers layout."""
 
     def __init__(self, checkpoint: Path, tokenizers: Path) -> None:
         super().__init__()
         load: dict[str, Any] = {"torch_dtype": torch.float32}
-        self.transformer: Any = FluxTransformer2DModel.from_pretrained(
-            checkpoint / "transformer", **load
+        self.transformer: Any = widened(
+            FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", **load)
         )
         self.clip: Any = CLIPTextModel.from_pretrained(
             checkpoint / "text_encoder", dtype=torch.float32
@@ -133,7 +153,7 @@ class Model(torch.nn.Module):
         size: Size,
         reference: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (B, N, 64) and noise levels (B,) in 0 to 1 -> velocity (B, N, 64)."""
+        """Tokens (B, N, TOKEN) and noise levels (B,) in 0 to 1 -> velocity, like the tokens."""
         count = noisy.shape[1]
         where = positions(size, 0)
         if reference is not None:
@@ -162,11 +182,11 @@ class Model(torch.nn.Module):
         guidance: float = 1.0,
         seed: int = 0,
     ) -> Tensor:
-        """Euler's method as the pipelines run it: packed latents (B, N, 64)."""
+        """Euler's method as the pipelines run it: packed latents (B, N, TOKEN)."""
         tokens = size[0] * size[1] // 256
         device = next(self.transformer.parameters()).device
         noise = torch.Generator().manual_seed(seed)
-        x = torch.randn(len(prompts), tokens, 64, generator=noise).to(device)
+        x = torch.randn(len(prompts), tokens, TOKEN, generator=noise).to(device)
         asked, empty = self.text(prompts), self.text([""] * len(prompts))
         levels = sigmas(steps, tokens)
         for now, after in pairwise(levels):

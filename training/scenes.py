@@ -18,6 +18,8 @@ from training.effects import EFFECTS
 
 Size = tuple[int, int]
 PHOTO_LEVELS: Final = 3
+CORE_SPAN: Final = 186
+PIXEL: Final = "pixel"
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ class Mix:
     """How often what is drawn; weights need not add up to one.
 
     Of the text pictures, `text_extra` show any object seen, named by Unicode; of the rest,
-    `text_core` show every third known object, so that a short run draws some things well.
+    `text_core` show the core, every third of the first known objects, so that a short run draws
+    some things well; of the rest, `text_weak` show known objects outside the core.
     """
 
     kinds: Mapping[str, float]
     text_styles: Mapping[str, float] = field(default_factory=lambda: {"noto": 1.0})
     text_extra: float = 0.0
     text_core: float = 0.0
+    text_weak: float = 0.0
     photo_share: float = 0.4
 
 
@@ -73,6 +77,8 @@ class Scenes:
         self.pictures = bank.pictures.to(device)
         self.half = nn.avg_pool2d(bank.pictures.float(), 2).round().byte().to(device)
         self.known, self.seen = bank.known(), bank.seen()
+        self.core = self.known[:CORE_SPAN:3]
+        self.weak = sorted(set(self.known) - set(self.core))
         self.sources = bank.held_out() if held_out else []
         rows = bank.photo_rows(held_out)
         levels = [bank.photos[rows].float() / 255]
@@ -222,21 +228,27 @@ class Scenes:
             style = self.random.choices(
                 list(self.mix.text_styles), list(self.mix.text_styles.values())
             )[0]
-            style = style if style in self.things[thing].rows else "noto"
+            style = style if style in {PIXEL, *self.things[thing].rows} else "noto"
             prompts.append(self.caption(thing, style, color, said))
             examples.append(Example("text", thing, style, color, shown if said else None))
             tints.append(color)
             backs.append(shown)
-        rows = [self.things[e.thing or 0].rows[e.style] for e in examples]
+        drawn = ["noto" if e.style == PIXEL else e.style for e in examples]
+        rows = [self.things[e.thing or 0].rows[s] for e, s in zip(examples, drawn, strict=True)]
         layer = self.layers(rows, self.centred(count, vary=False), size)
         target = self.tinted(layer, tints) + (1 - layer[:, 3:4]) * self.flat(backs)
+        blocky = [i for i, example in enumerate(examples) if example.style == PIXEL]
+        if blocky:
+            target[blocky] = EFFECTS["pixel"](target[blocky])
         return Batch(prompts, examples, target, None, layer[:, 3:4])
 
     def text_thing(self) -> int:
         if self.random.random() < self.mix.text_extra:
             return self.random.choice(self.seen)
-        core = self.random.random() < self.mix.text_core
-        return self.random.choice(self.known[::3] if core else self.known)
+        if self.random.random() < self.mix.text_core:
+            return self.random.choice(self.core)
+        weak = self.random.random() < self.mix.text_weak
+        return self.random.choice(self.weak if weak else self.known)
 
     def caption(self, thing: int, style: str, color: str | None, background: str | None) -> str:
         name = self.random.choice(self.things[thing].names)
@@ -245,6 +257,8 @@ class Scenes:
                 prompt = self.random.choice(words.PREFIXES) + words.phrase(name, color)
             case "line":
                 prompt = "a line icon of " + words.phrase(name, color)
+            case "pixel":
+                prompt = "pixel art of " + words.phrase(name, color)
             case _:
                 prompt = f"a {style} picture of " + words.phrase(name, color)
         if background:

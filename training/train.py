@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import spawn
 from training import config as configs
 from training.data import WORK, load
 from training.effects import EFFECTS, MOVES
-from training.model import Model, extend_tokenizer, new_words, pack
+from training.model import TOKEN, Model, extend_tokenizer, new_words, pack
 from training.optimizer import Optimizer
 from training.scenes import Batch, Scenes, Size
 from training.sheet import draw
@@ -62,7 +62,8 @@ def draw_group(scenes: Scenes, group: configs.Group, scale: float) -> tuple[Batc
         case "text":
             return scenes.text(count, size), size
         case "edit":
-            return scenes.edits(scenes.kinds(count), size), size
+            kinds = None if size[0] == size[1] else [k for k in scenes.mix.kinds if k != "rotate"]
+            return scenes.edits(scenes.kinds(count, kinds), size), size
         case "crop":
             local = [kind for kind in EFFECTS if kind not in MOVES]
             whole = scenes.edits(scenes.kinds(count, local), CANVAS)
@@ -165,7 +166,7 @@ class Trainer:
         prompts = ["" if self.scenes.random.random() < drop else p for p in batch.prompts]
         batch = Batch(prompts, batch.examples, batch.target, batch.source)
         tokens = size[0] * size[1] // 256
-        noise = torch.randn(len(prompts), tokens, 64, generator=self.noise, device=self.device)
+        noise = torch.randn(len(prompts), tokens, TOKEN, generator=self.noise, device=self.device)
         self.seen += len(prompts) * self.options.workers
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
             return self.loss(batch, size, self.levels(len(prompts)), noise)
@@ -222,7 +223,7 @@ class Trainer:
         kinds = [pool[i % len(pool)] for i in range(CHECK_COUNT)]
         batches = {"text": scenes.text(CHECK_COUNT, CANVAS), "edit": scenes.edits(kinds, CANVAS)}
         return [
-            (name, batch, level, torch.randn(CHECK_COUNT, 64, 64, generator=noise))
+            (name, batch, level, torch.randn(CHECK_COUNT, 64, TOKEN, generator=noise))
             for name, batch in batches.items()
         ]
 

@@ -1,6 +1,6 @@
 """The autoencoder: a linear encoder written exactly into AutoencoderKL, and a trained decoder.
 
-The encoder is the best 16 numbers for each 8 x 8 block (principal components). As a matrix product
+The encoder is the best 24 numbers for each 8 x 8 block (principal components). As a matrix product
 it costs nothing in training, so no latents are cached and every augmentation is free.
 
     python -m training.vae --minutes 40 [--resume] [--start FOLDER [--refit]]
@@ -23,7 +23,7 @@ from training.scenes import Mix, Scenes, Size
 log = logging.getLogger(__name__)
 
 CHANNELS: Final = (16, 32, 64, 96)
-LATENTS: Final = 16
+LATENTS: Final = 24
 GROUPS: Final = 8
 BLOCK: Final = 8
 CANVAS: Final[Size] = (128, 128)
@@ -61,7 +61,7 @@ def blocks(x: Tensor) -> Tensor:
 
 
 def encode(x: Tensor, matrix: Tensor) -> Tensor:
-    """Pictures in -1 to 1 -> latents (B, 16, H/8, W/8), the numbers the AutoencoderKL gives."""
+    """Pictures in -1 to 1 -> latents (B, 24, H/8, W/8), the numbers the AutoencoderKL gives."""
     latents: Tensor = (blocks(x) @ matrix).permute(0, 3, 1, 2)
     return latents
 
@@ -76,7 +76,7 @@ def decode_linear(z: Tensor, matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_matrix(vae: Any) -> Tensor:
-    """The (192, 16) matrix of a linear encoder, read off by encoding each single pixel."""
+    """The (192, C) matrix of a linear encoder, read off by encoding each single pixel."""
     pixels = torch.eye(3 * BLOCK * BLOCK).view(-1, 3, BLOCK, BLOCK)
     return torch.cat(
         [vae.encode(part).latent_dist.mode().flatten(1) for part in torch.split(pixels, 32)]
@@ -103,8 +103,28 @@ def fit_matrix(pictures: Tensor, old: Tensor | None) -> Tensor:
     return turned * torch.where(agree > 0.9, gain, rule)
 
 
+def extend_matrix(pictures: Tensor, old: Tensor) -> Tensor:
+    """The old basis, and after it the principal components of what it leaves: (192, LATENTS)."""
+    rows = blocks(pictures).flatten(0, 2)
+    base, _ = torch.linalg.qr(old)
+    left = rows - rows @ base @ base.T
+    _, vectors = torch.linalg.eigh(left.T @ left / len(left))
+    fresh = vectors.flip(1)[:, : LATENTS - old.shape[1]]
+    rule = (old.norm(dim=0) * (rows @ (old / old.norm(dim=0))).std(0).sqrt()).median()
+    return torch.cat([old, fresh * rule * (rows @ fresh).std(0).rsqrt()], 1)
+
+
+@torch.no_grad()
+def widen_decoder(vae: Any, state: dict[str, Tensor]) -> None:
+    """Load a decoder of fewer latent channels; it does not see the new ones yet."""
+    name = "conv_in.weight"
+    wide = torch.zeros_like(vae.decoder.state_dict()[name])
+    wide[:, : state[name].shape[1]] = state[name]
+    vae.decoder.load_state_dict({**state, name: wide})
+
+
 def factor(matrix: Tensor) -> list[Tensor]:
-    """(192, 16) -> maps of three 2 x 2 reductions: (12, 3, 2, 2), (32, 12, 2, 2), (16, 32, 2, 2).
+    """(192, 24) -> maps of three 2 x 2 reductions: (12, 3, 2, 2), (32, 12, 2, 2), (24, 32, 2, 2).
 
     The first keeps everything; the second keeps the 32 directions the third looks at most.
     """
@@ -153,7 +173,7 @@ def install_encoder(vae: Any, matrix: Tensor) -> None:
 
 
 def install_output(encoder: Any) -> None:
-    """The encoder's last block, norm and convolution as the identity on 16 channels."""
+    """The encoder's last block, norm and convolution as the identity on the latents."""
     shortcut = encoder.down_blocks[-1].resnets[0].conv_shortcut
     norm, last = encoder.conv_norm_out, encoder.conv_out
     for part in (shortcut.weight, shortcut.bias, norm.weight, norm.bias, last.weight, last.bias):
@@ -230,10 +250,12 @@ class Trainer:
             if start is not None:
                 shipped: Any = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
                 old = read_matrix(shipped)
-                self.vae.decoder.load_state_dict(shipped.decoder.state_dict())
+                widen_decoder(self.vae, shipped.decoder.state_dict())
+            sample = torch.cat([self.scenes.images(32, CANVAS) for _ in range(12)]).cpu() * 2 - 1
             if old is None or refit:
-                sample = torch.cat([self.scenes.images(32, CANVAS) for _ in range(12)])
-                self.matrix = fit_matrix(sample.cpu() * 2 - 1, old)
+                self.matrix = fit_matrix(sample, old)
+            elif old.shape[1] < LATENTS:
+                self.matrix = extend_matrix(sample, old)
             else:
                 self.matrix = old
         install_encoder(self.vae, self.matrix)

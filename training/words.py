@@ -23,7 +23,11 @@ COLORS: Final[dict[str, RGB]] = {
 COLOR_NAMES: Final = tuple(COLORS)
 
 PLURALS: Final = frozenset(
-    ["grapes", "cherries", "fries", "french fries", "glasses", "jeans", "books", "scissors"]
+    [
+        *("grapes", "cherries", "fries", "french fries", "glasses", "jeans", "books", "scissors"),
+        *("pancakes", "bacon", "popcorn", "sushi", "garlic", "broccoli", "socks", "shorts"),
+        *("sunglasses", "headphones", "yarn"),
+    ]
 )
 
 PREFIXES: Final = ("", "", "", "", "a picture of ", "an emoji of ", "draw ", "a drawing of ")
@@ -110,6 +114,12 @@ def objects() -> list[tuple[str, tuple[str, ...]]]:
     """(emoji, names) of each object, first name the fullest; the order is the bank's order."""
     table = json.loads(Path(__file__).with_name("objects.json").read_text("utf-8"))
     return [(emoji, tuple(names)) for emoji, names in table]
+
+
+def more_objects() -> dict[str, tuple[str, ...]]:
+    """Emoji -> names of objects known as well, which lie among the bank's extra ones."""
+    table = json.loads(Path(__file__).with_name("more_objects.json").read_text("utf-8"))
+    return {emoji: tuple(names) for emoji, names in table}
 
 
 def with_article(noun: str) -> str:

@@ -4,14 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from training import config, measures, words
 from training.effects import EFFECTS, MOVES
 from training.export import preview_factors
-from training.model import pack, positions, sigmas, unpack
+from training.model import TOKEN, pack, positions, sigmas, unpack, widened
 from training.optimizer import Optimizer, orthogonalize
-from training.vae import LATENTS, decode_linear, encode, install_encoder, new_vae, read_matrix
+from training.vae import (
+    LATENTS,
+    decode_linear,
+    encode,
+    extend_matrix,
+    install_encoder,
+    new_vae,
+    read_matrix,
+)
 
 CONFIGS = Path("training/configs")
 
@@ -37,7 +45,7 @@ def matrix() -> torch.Tensor:
 
 
 def test_unpacking_tokens_gives_back_the_latents() -> None:
-    latents = torch.randn(2, 16, 12, 20)
+    latents = torch.randn(2, LATENTS, 12, 20)
     assert torch.equal(unpack(pack(latents), (96, 160)), latents)
 
 
@@ -76,6 +84,39 @@ def test_linear_decoding_keeps_what_the_encoder_kept(
     latents = encode(pictures, matrix)
     again = encode(decode_linear(latents, matrix), matrix)
     assert torch.allclose(latents, again, atol=1e-4)
+
+
+def test_an_old_encoder_keeps_its_channels_when_it_gets_more(pictures: torch.Tensor) -> None:
+    old = torch.linalg.qr(torch.randn(192, 16))[0] * 0.5
+    wide = extend_matrix(pictures * 2 - 1, old)
+    assert wide.shape == (192, LATENTS)
+    assert torch.equal(wide[:, :16], old)
+    assert (wide[:, 16:].T @ old).abs().max() < 1e-4
+    error = (decode_linear(encode(pictures, wide), wide) - pictures).pow(2).mean()
+    assert error < (decode_linear(encode(pictures, old), old) - pictures).pow(2).mean()
+
+
+def test_a_wider_transformer_draws_what_the_narrow_one_drew() -> None:
+    torch.manual_seed(0)
+    shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
+    shape |= {"num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8}
+    narrow = FluxTransformer2DModel(**shape, in_channels=64, axes_dims_rope=(4, 6, 6))
+    wide = widened(narrow)
+    assert wide.config.in_channels == TOKEN
+    tokens = torch.randn(1, 4, TOKEN)
+    rest = {
+        "timestep": torch.tensor([0.5]),
+        "pooled_projections": torch.randn(1, 8),
+        "encoder_hidden_states": torch.randn(1, 3, 8),
+        "txt_ids": torch.zeros(3, 3),
+        "img_ids": positions((32, 32), 0),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        before = narrow(tokens[..., :64], **rest)[0]
+        after = wide(tokens, **rest)[0]
+    assert torch.allclose(after[..., :64], before, atol=1e-5)
+    assert after[..., 64:].abs().max() == 0
 
 
 def test_the_preview_is_the_mean_colour_of_each_block(pictures: torch.Tensor) -> None:

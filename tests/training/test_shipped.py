@@ -7,8 +7,8 @@ import torch
 
 from training import measures, words
 from training.effects import EFFECTS
-from training.evaluate import Painter
 from training.export import BYTES_MAX, EMBEDDED, size_of
+from training.painter import Painter
 
 
 @pytest.fixture(scope="module")
