@@ -169,7 +169,7 @@ class Noto:
     """The colour bitmaps of the Noto emoji font, by character."""
 
     def __init__(self, path: Path) -> None:
-        from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+        from fontTools.ttLib import TTFont
 
         font: Any = TTFont(str(path))
         self.strike = font["CBDT"].strikeData[0]
