@@ -52,7 +52,7 @@ class ChannelSpec:
     patience_s: float = 120.0  # a prediction waits this long for a channel that cannot take it
     connect_timeout_s: float = 10.0
     submit_timeout_s: float = 60.0
-    poll_s: float = 1.0  # pause before the first polls; grows to `poll_max_s`
+    poll_s: float = 0.5  # before the first poll, as official clients wait; grows to `poll_max_s`
     poll_max_s: float = 10.0
     deadline_s: float = 1800.0  # an accepted submission that takes longer is given up
     output_max_bytes: int = 64 * 1024 * 1024
