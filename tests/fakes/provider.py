@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from .pictures import picture
-from .script import Act, Outcome, Output, Poll, Script, Submit
+from .script import Act, Outcome, Output, Poll, Script, Submit, act_of
 
 PRIVATE_URL = "http://10.255.255.1:9/secret.png"
 
@@ -100,6 +100,7 @@ class FakeProvider:
         shared = [
             Route("/out/{name}", self.output, methods=["GET", "HEAD"]),
             Route("/_fake/works", self.count),
+            Route("/_fake/acts", self.play, methods=["POST"]),
         ]
         return Starlette(routes=[*shared, *self.routes()])
 
@@ -110,7 +111,16 @@ class FakeProvider:
 
     async def count(self, request: Request) -> Response:
         """For scripts that run the fake in another process."""
-        return JSONResponse([{"id": w.id, "input": dict(w.input)} for w in self.works.values()])
+        shown = [
+            {"id": w.id, "model": w.model, "input": dict(w.input), "canceled": w.canceled}
+            for w in self.works.values()
+        ]
+        return JSONResponse(shown)
+
+    async def play(self, request: Request) -> Response:
+        """For scripts that run the fake in another process: what becomes of the next ones."""
+        self.script.then(*map(act_of, await request.json()))
+        return Response(status_code=204)
 
     def note(self, request: Request) -> None:
         self.heard.append(Heard(request.method, request.url.path, dict(request.headers)))

@@ -2,8 +2,10 @@
 
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 
 class Submit(StrEnum):
@@ -93,6 +95,15 @@ class Act:
     reason: str = "the fake was told to fail"
     retry_after_s: int = 1
     webhooks: int = 1  # how often the final webhook is sent
+
+
+def act_of(said: Mapping[str, Any]) -> Act:
+    """An act from its fields as JSON has them."""
+    kinds = {"submit": Submit, "poll": Poll, "output": Output, "outcome": Outcome}
+    values: dict[str, Any] = dict(said)
+    for name in kinds.keys() & values:
+        values[name] = kinds[name](values[name])
+    return Act(**values)
 
 
 @dataclass(slots=True)
