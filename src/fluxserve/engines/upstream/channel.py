@@ -117,6 +117,7 @@ class ChannelHealth:
     failures: int = 0  # in a row
     rests_until: float = 0.0
     open: int = 0  # submissions the provider may be working on
+    coming: int = 0  # handed on from fuller channels, and not claimed yet
     submitted: int = 0
     refused: int = 0
     unknown: int = 0
@@ -138,6 +139,11 @@ class ChannelHealth:
         if self.state is ChannelState.PROBING:
             bound = min(bound, self.open + 1)
         return max(0, bound - self.open)
+
+    @property
+    def free(self) -> int:
+        """What is left of `room` by those that are on their way here."""
+        return max(0, self.room - self.coming)
 
     def went_well(self) -> None:
         self.failures = 0

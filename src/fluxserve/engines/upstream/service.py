@@ -122,7 +122,7 @@ class Upstreams:
     def is_able(self, name: str) -> bool:
         """Whether a channel can take a submission now."""
         channel = self._desk.channels.get(name)
-        return channel is not None and channel.health.room > 0
+        return channel is not None and channel.health.free > 0
 
     def trouble(self, name: str) -> str | None:
         """Why a channel rests, in a sentence."""

@@ -33,6 +33,7 @@ from fluxserve.engines.upstream.answers import (
 from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause
 from fluxserve.engines.upstream.channel import ChannelState
 from fluxserve.engines.upstream.following import Follower
+from fluxserve.engines.upstream.overflow import Overflow
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Submitter:
         self._look_s = ALONE_LOOK_S if is_alone else LOOK_S
         self._channel = channel
         self._follower = follower
+        self._overflow = Overflow(desk, channel, self._serve)
         self._wake = asyncio.Event()
         # By start and not by id: after a lost lease two starts may meet for a moment.
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -99,7 +101,7 @@ class Submitter:
         """Nobody tells when a rest is over, nor when the patience of those who wait is."""
         health = self._channel.health
         if not health.rests_until:
-            return self._look_s
+            return LOOK_S if self._wants_room else self._look_s
         left_s = health.rests_until - health.clock()
         return min(LOOK_S, left_s) if left_s > 0 else LOOK_S
 
@@ -110,17 +112,26 @@ class Submitter:
             self._wants_room = not is_resting and room <= 0
             if not is_resting:
                 self._waiting = None
-            if self._wants_room or (self._waiting and self._must_wait(self._waiting)):
+            is_over = self._wants_room and self._overflow.is_promising()
+            if self._wants_room and not is_over:
+                return
+            if self._waiting and self._must_wait(self._waiting):
                 return
             at = self._desk.clock()
             until = at + self._desk.seconds(self._desk.lease_s)
             claimed = await self._desk.store.claim(
                 self._channel.name, owner=OWNER, at=at, lease_until=until
             )
+            health = self._channel.health
+            health.coming = max(0, health.coming - 1) if claimed else 0
             if claimed is None:
                 return
             prediction, event = claimed
             self._desk.bus.publish(event)
+            if is_over and not await self._overflow.hand_on(prediction):
+                return
+            if is_over:
+                continue
             if is_resting and not await self._divert(prediction):
                 return
             if not is_resting:
