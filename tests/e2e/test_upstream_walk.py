@@ -195,18 +195,17 @@ def test_a_closed_model_that_nobody_serves_is_refused_with_what_to_do(door: Door
 def test_the_cheaper_of_two_equal_channels_gets_the_work(door: Door) -> None:
     door.price(model="flux-dev", channel="dear", per_image=0.05)
     door.price(model="flux-dev", channel="cheap", per_image=0.01)
-    with ThreadPoolExecutor(4) as pool:
-        asked = list(pool.map(lambda n: door.asked("flux-dev", f"price {n}"), range(8)))
-    assert {one["engine"] for one in asked} == {"cheap"}
+    assert at_once(door, "flux-dev", "price", 8) == ["cheap"] * 8
+    until(lambda: len(door.fakes["WAVESPEED"].works("price")) == 8)
 
 
 def test_weights_share_the_work(door: Door) -> None:
     """4 to 1: that 60 draws leave one out, or turn round, happens once in a million runs."""
-    with ThreadPoolExecutor(4) as pool:
-        asked = list(pool.map(lambda n: door.asked("flux-schnell", f"weight {n}"), range(60)))
-    engines = [one["engine"] for one in asked]
-    assert set(engines) == {"heavy", "light"}
-    assert engines.count("heavy") > engines.count("light")
+    engines = at_once(door, "flux-schnell", "weight", 60)
+    counts = {"REPLICATE": engines.count("heavy"), "WAVESPEED": engines.count("light")}
+    assert counts["REPLICATE"] > counts["WAVESPEED"] > 0
+    assert sum(counts.values()) == 60
+    until(lambda: {name: len(door.fakes[name].works("weight")) for name in counts} == counts)
 
 
 def test_a_full_channel_is_passed_over(door: Door) -> None:
@@ -217,6 +216,18 @@ def test_a_full_channel_is_passed_over(door: Door) -> None:
     assert (first["engine"], second["engine"]) == ("narrow", "wide")
     with door.caller() as caller:
         caller.post(f"{NATIVE}/predictions/{first['id']}/cancel")
+    until(lambda: door.channel("narrow")["open"] == 0)
+
+
+def test_what_was_sent_to_a_channel_before_it_was_full_goes_on_to_another(door: Door) -> None:
+    door.fakes["REPLICATE"].play({"outcome": "hang"})
+    at_once(door, "flux-kontext-dev", "burst", 6)
+    until(lambda: len(door.fakes["WAVESPEED"].works("burst")) == 5)
+    (work,) = door.fakes["REPLICATE"].works("burst")
+    (held,) = [row for row in door.told("attempts") if row["upstream_id"] == work["id"]
+               and row["channel"] == "narrow"]  # fmt: skip
+    with door.caller() as caller:
+        caller.post(f"{NATIVE}/predictions/{held['prediction_id']}/cancel")
     until(lambda: door.channel("narrow")["open"] == 0)
 
 
@@ -334,3 +345,14 @@ def _bfl_end(caller: httpx.Client, model: str, prompt: str) -> dict[str, Any]:
     task = caller.post(f"/v1/{model}", json={"prompt": prompt}).json()
     until(lambda: caller.get(task["polling_url"]).json()["status"] != "Pending")
     return dict(caller.get(task["polling_url"]).json())
+
+
+def at_once(door: Door, model: str, prompt: str, count: int) -> list[str]:
+    """The engines chosen for so many requests, made four at a time."""
+    body = {"model": model, "prompt": prompt}
+    with door.caller() as caller, ThreadPoolExecutor(4) as pool:
+
+        def ask(number: int) -> str:
+            return str(caller.post(f"{NATIVE}/predictions", json=body).json()["engine"])
+
+        return list(pool.map(ask, range(count)))
