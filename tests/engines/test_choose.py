@@ -7,7 +7,7 @@ import pytest
 
 from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
-from fluxserve.core.errors import InvalidRequest
+from fluxserve.core.errors import InvalidRequest, StartupError
 from fluxserve.core.request import Approximation, ImageParams
 from fluxserve.engines.choose import choose_engines
 from fluxserve.settings import load
@@ -31,6 +31,32 @@ def test_the_embedded_engine_runs_where_nothing_else_does_or_a_route_names_it(
     settings = load({"data_dir": str(tmp_path), **said}, environ={})
     choice = choose_engines(settings, Catalog(CARDS, lambda: 1))
     assert {engine.name for engine in choice.engines} == names
+
+
+ONE = {**UPSTREAM, "models": ["flux-kontext-pro"]}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            {"upstream": [{**UPSTREAM, "models": ["flux-kontxt-pro"]}]},
+            "no model named 'flux-kontxt",
+        ),
+        ({"upstream": [{**UPSTREAM, "models": {"flux-prow": "x"}}]}, "upstream provider: models"),
+        ({"route": [{"model": "flux-prow", "engine": "embedded"}]}, "no model named 'flux-prow'"),
+        (
+            {"upstream": [ONE], "route": [{"model": "flux-pro", "engine": "provider"}]},
+            "the upstream provider does not serve 'flux-pro': add it to its models",
+        ),
+    ],
+)
+def test_a_name_that_nothing_could_be_served_by_stops_the_start(
+    tmp_path: Path, said: dict[str, Any], words: str
+) -> None:
+    settings = load({"data_dir": str(tmp_path), **said}, environ={})
+    with pytest.raises(StartupError, match=words):
+        choose_engines(settings, Catalog(CARDS, lambda: 1))
 
 
 A = Approximation

@@ -131,8 +131,12 @@ def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec
         for item in settings.route
     ]
     for route in routes:
-        if "*" not in route.model and catalog.find(route.model) is None:
-            raise StartupError(f"route: there is no model named {route.model!r}")
+        _check_route(route, catalog, channels)
+    for channel in channels:
+        for model in channel.models:
+            if "*" not in model and catalog.find(model) is None:
+                text = f"upstream {channel.name}: models: there is no model named {model!r}"
+                raise StartupError(text)
     routes += [
         Route(model=model, engine=channel.name, priority=channel.priority, weight=channel.weight)
         for channel in channels
@@ -144,6 +148,19 @@ def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec
     if is_bare(settings) and can_compute():
         routes.append(Route(model="*", engine=EMBEDDED, priority=LAST))
     return routes
+
+
+def _check_route(route: Route, catalog: Catalog, channels: Sequence[ChannelSpec]) -> None:
+    """StartupError for a model that there is not, or that the upstream named has no name for."""
+    if "*" in route.model:
+        return
+    card = catalog.find(route.model)
+    if card is None:
+        raise StartupError(f"route: there is no model named {route.model!r}")
+    for channel in channels:
+        if channel.name == route.engine and channel.their_model(card.names) is None:
+            text = f"route: the upstream {channel.name} does not serve {route.model!r}"
+            raise StartupError(f"{text}: add it to its models")
 
 
 def _local_model(settings: Settings, catalog: Catalog) -> str:
