@@ -179,6 +179,7 @@ def test_what_nobody_can_tell_of_is_seen_held_and_settled_by_a_decision(door: Do
             with door.caller() as admin:
                 answer = admin.post(url, json=decision)
             assert answer.status_code == 200, answer.text
+        until(lambda: caller.get(f"{NATIVE}/usage").json()["results"])
         until(lambda: left(caller, key) == (4, 4))
         (spent,) = caller.get(f"{NATIVE}/usage").json()["results"]
     assert (spent["channel"], spent["usd"]) == ("b", 0.04)
