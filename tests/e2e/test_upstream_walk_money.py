@@ -190,3 +190,13 @@ def _first(caller: httpx.Client) -> str:
     """The oldest prediction of a key."""
     rows = caller.get(f"{NATIVE}/predictions").json()["results"]
     return str(rows[-1]["id"])
+
+
+def test_wavespeed_prices_are_those_of_the_table(door: Door) -> None:
+    with door.caller(door.key(name="reader")) as caller:
+        asked = {"model_id": "wavespeed-ai/flux-kontext-pro/text-to-image"}
+        one = caller.post("/api/v3/model/price", json=asked).json()["data"]
+        assert (one["unit_price"], one["currency"]) == (0.04, "USD")
+        listed = caller.get("/api/v3/models").json()["data"]
+        prices = {model["model_id"]: model["base_price"] for model in listed}
+        assert prices["wavespeed-ai/flux-kontext-pro/text-to-image"] == 0.04

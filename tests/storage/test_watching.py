@@ -40,7 +40,8 @@ async def test_a_prediction_that_nothing_changed_is_read_from_the_database_once(
 
 async def test_every_move_is_seen_by_the_next_look(database: SqliteDatabase) -> None:
     store = SqlPredictionStore(database)
-    one, other = prediction(engine="here"), prediction(engine="here")
+    one = prediction(engine="here")
+    other = prediction(engine="here", created_at=NOW + LEASE)
     for waiting in (one, other):
         await store.add(waiting, event(waiting))
     assert (await store.get(one.id)).status is PredictionStatus.QUEUED

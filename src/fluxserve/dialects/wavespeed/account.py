@@ -1,13 +1,14 @@
 """What an account may ask of WaveSpeed: models and prices, balance, the webhook secret."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fluxserve.core.errors import InvalidRequest, Problem, Rule, UnknownModel
-from fluxserve.core.request import JSON
+from fluxserve.core.errors import InvalidRequest, Problem, Rule, Unavailable, UnknownModel
+from fluxserve.core.request import JSON, ImageInput, ImageParams, Task
 from fluxserve.core.schema import Field
 from fluxserve.dialects.base import Services, read_object
 from fluxserve.dialects.wavespeed.errors import success
@@ -16,7 +17,7 @@ from fluxserve.dialects.wavespeed.predictions import caller_of
 
 BALANCE_WITHOUT_BUDGET = 1_000_000.0  # USD
 CURRENCY = "USD"
-PRICE = 0.0  # USD per picture: runs cost nothing here
+ANY_PICTURE = ImageInput(url="https://example.com/picture.png")  # stands for one in a price
 PICTURE_FIELDS: Mapping[str, Field] = {field.name: field for field in (IMAGE, IMAGES, MASK)}
 
 
@@ -42,10 +43,11 @@ class Account:
 
     async def catalogue(self, request: Request) -> Response:
         await caller_of(self.services, request)
-        return success([entry(model, self.mount) for model in self.models.values()])
+        models = self.models.values()
+        return success([entry(model, self.mount, self._cost(model, {})) for model in models])
 
     async def price(self, request: Request) -> Response:
-        """What one run costs; the inputs are not looked at, because they make no difference."""
+        """What one run with these inputs costs where it would go just now."""
         await caller_of(self.services, request)
         body = await read_object(request, self.services.http.body_max_bytes)
         name = body.get("model_id")
@@ -55,7 +57,30 @@ class Account:
         model = self.models.get(name.strip().lower())
         if model is None:
             raise UnknownModel(f"there is no model named {name[:200]!r}", field="model_id")
-        return success({"model_id": model.id, "unit_price": PRICE, "currency": CURRENCY})
+        inputs = body.get("inputs")
+        cost = self._cost(model, inputs if isinstance(inputs, dict) else {})
+        return success({"model_id": model.id, "unit_price": cost, "currency": CURRENCY})
+
+    def _cost(self, model: Model, inputs: Mapping[str, JSON]) -> float:
+        """USD of one run, by the price table; 0 where that has no price. InvalidRequest."""
+        services, card = self.services, model.card
+        width, height = _sides(inputs.get("size")) or model.form.size or (None, None)
+        request = services.catalog.complete(
+            ImageParams(
+                model=card.id,
+                prompt="a picture",
+                images=() if Task.TEXT_TO_IMAGE in card.tasks else (ANY_PICTURE,),
+                width=width,
+                height=height,
+                num_steps=_whole(inputs.get("num_inference_steps")),
+                num_outputs=_whole(inputs.get("num_images")),
+            )
+        )
+        try:
+            engine = services.router.choose(card, request)
+        except Unavailable:
+            return 0.0  # nobody serves it, so nobody charges for it
+        return (services.price_book.cost(engine, request) or 0) / 1_000_000
 
     async def billings(self, request: Request) -> Response:
         """No bills are written here."""
@@ -68,7 +93,17 @@ class Account:
         return success({"secret": self.services.secrets.webhook_secret(caller.tenant_id)})
 
 
-def entry(model: Model, mount: str) -> JSON:
+def _whole(value: JSON) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _sides(value: JSON) -> tuple[int, int] | None:
+    """The pixels of `1024*768`; None for anything else."""
+    found = re.fullmatch(r"(\d{1,5})\*(\d{1,5})", value) if isinstance(value, str) else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def entry(model: Model, mount: str, price: float) -> JSON:
     """A model as catalogues show it; its schema stands where either kind of reader looks."""
     schema = request_schema(model)
     return {
@@ -76,7 +111,7 @@ def entry(model: Model, mount: str) -> JSON:
         "name": model.id,
         "description": f"{model.card.title}. {model.card.description}",
         "type": model.type,
-        "base_price": PRICE,
+        "base_price": price,
         "formula": "",
         "api_schema": {
             "api_schemas": [
