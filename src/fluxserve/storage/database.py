@@ -24,8 +24,9 @@ Transitions compose with `yield from`: a hold on a budget and the acceptance of 
 one transaction. Writes that guard themselves end in RETURNING, and no row means that the guard
 failed: row counts are not part of the port. `Database.read` runs a transition of SELECTs.
 
-A statement that writes predictions names the row by the parameter `prediction_id`, or returns its
-id as the first column: a database that nobody else writes to tells its watchers by it.
+A statement that writes predictions names the row by the parameter `prediction_id` (a new one by its
+`id`), or returns its id as the first column: a database that nobody else writes to tells its
+watchers by it.
 
 Values are int, float, str and None only, in both databases: times are microseconds since the epoch
 (see codec.py), truth is 0 or 1, structure is JSON text. A SELECT gives tuples in column order. The

@@ -137,8 +137,9 @@ class Writer:
             transition.close()
 
     def _note(self, params: Mapping[str, Param], rows: Rows) -> None:
-        if "prediction_id" in params:
-            self.changed.append(str(params["prediction_id"]))
+        named = params.get("prediction_id") or params.get("id")  # a new row has its own id
+        if named is not None:
+            self.changed.append(str(named))
         elif rows:
             self.changed.append(rows[0][0])
 
