@@ -197,6 +197,11 @@ def test_wavespeed_prices_are_those_of_the_table(door: Door) -> None:
         asked = {"model_id": "wavespeed-ai/flux-kontext-pro/text-to-image"}
         one = caller.post("/api/v3/model/price", json=asked).json()["data"]
         assert (one["unit_price"], one["currency"]) == (0.04, "USD")
+        many = caller.post("/api/v3/model/price", json={**asked, "inputs": {"num_images": 2}})
+        assert many.json()["data"]["unit_price"] == 0.08
+        bad = caller.post("/api/v3/model/price", json={**asked, "inputs": {"num_images": 99}})
+        assert bad.status_code == 400
+        assert "num_images" in bad.json()["message"]
         listed = caller.get("/api/v3/models").json()["data"]
         prices = {model["model_id"]: model["base_price"] for model in listed}
         assert prices["wavespeed-ai/flux-kontext-pro/text-to-image"] == 0.04

@@ -1,6 +1,5 @@
 """What an account may ask of WaveSpeed: models and prices, balance, the webhook secret."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,16 +7,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fluxserve.core.errors import InvalidRequest, Problem, Rule, Unavailable, UnknownModel
-from fluxserve.core.request import JSON, ImageInput, ImageParams, Task
+from fluxserve.core.request import JSON, ImageInput, Task
 from fluxserve.core.schema import Field
 from fluxserve.dialects.base import Services, read_object
+from fluxserve.dialects.wavespeed import reading
 from fluxserve.dialects.wavespeed.errors import success
 from fluxserve.dialects.wavespeed.forms import IMAGE, IMAGES, MASK, SIZE, Model
-from fluxserve.dialects.wavespeed.predictions import caller_of
+from fluxserve.dialects.wavespeed.predictions import caller_of, in_their_words
 
 BALANCE_WITHOUT_BUDGET = 1_000_000.0  # USD
 CURRENCY = "USD"
-ANY_PICTURE = ImageInput(url="https://example.com/picture.png")  # stands for one in a price
+ANY_URL = "https://example.com/picture.png"  # stands for the picture that a price is asked without
 PICTURE_FIELDS: Mapping[str, Field] = {field.name: field for field in (IMAGE, IMAGES, MASK)}
 
 
@@ -63,21 +63,24 @@ class Account:
 
     def _cost(self, model: Model, inputs: Mapping[str, JSON]) -> float:
         """USD of one run, by the price table; 0 where that has no price. InvalidRequest."""
-        services, card = self.services, model.card
-        width, height = _sides(inputs.get("size")) or model.form.size or (None, None)
-        request = services.catalog.complete(
-            ImageParams(
-                model=card.id,
-                prompt="a picture",
-                images=() if Task.TEXT_TO_IMAGE in card.tasks else (ANY_PICTURE,),
-                width=width,
-                height=height,
-                num_steps=_whole(inputs.get("num_inference_steps")),
-                num_outputs=_whole(inputs.get("num_images")),
-            )
+        services, form = self.services, model.form
+        body = {"prompt": "a picture", **inputs}
+        texts, problems = reading.pictures_in(form, body)
+        is_needed = not {"image", "images"}.isdisjoint(form.needs)
+        if not texts and (is_needed or Task.TEXT_TO_IMAGE not in model.card.tasks):
+            texts["image"] = ANY_URL
+        checked = reading.read(form, body, texts)
+        if problems := [*problems, *checked.problems]:
+            raise InvalidRequest.of(problems)
+        params = reading.to_params(
+            model, checked.values, dict.fromkeys(texts, ImageInput(url=ANY_URL))
         )
         try:
-            engine = services.router.choose(card, request)
+            request = services.catalog.complete(params)
+        except InvalidRequest as problem:
+            raise in_their_words(form, problem) from problem
+        try:
+            engine = services.router.choose(model.card, request)
         except Unavailable:
             return 0.0  # nobody serves it, so nobody charges for it
         return (services.price_book.cost(engine, request) or 0) / 1_000_000
@@ -91,16 +94,6 @@ class Account:
     async def webhook_secret(self, request: Request) -> Response:
         caller = await caller_of(self.services, request)
         return success({"secret": self.services.secrets.webhook_secret(caller.tenant_id)})
-
-
-def _whole(value: JSON) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _sides(value: JSON) -> tuple[int, int] | None:
-    """The pixels of `1024*768`; None for anything else."""
-    found = re.fullmatch(r"(\d{1,5})\*(\d{1,5})", value) if isinstance(value, str) else None
-    return (int(found[1]), int(found[2])) if found else None
 
 
 def entry(model: Model, mount: str, price: float) -> JSON:

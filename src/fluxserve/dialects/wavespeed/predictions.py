@@ -95,7 +95,7 @@ class Predictions:
                 params, origin, caller, idempotency=idempotency
             )
         except InvalidRequest as problem:
-            raise _in_their_words(model.form, problem) from problem
+            raise in_their_words(model.form, problem) from problem
         if checked.values["enable_sync_mode"]:
             return await self._wait(prediction, links)
         return success(await self._shown(prediction, links))
@@ -282,7 +282,7 @@ def _idempotency(request: Request, name: str, body: Mapping[str, JSON]) -> Idemp
     return Idempotency(key=key, body_hash=hashlib.sha256(asked.encode()).hexdigest())
 
 
-def _in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
+def in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
     found = reading.renamed(form, problem.problems)
     return InvalidRequest.of(found) if found else problem
 
