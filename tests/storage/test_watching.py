@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
-from fluxserve.core.errors import NotFound
-from fluxserve.core.prediction import PredictionStatus
+from fluxserve.core.errors import NotFound, QueueFull
+from fluxserve.core.ports import Idempotency
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage import accept, attempts, predictions, tables, transitions
 from fluxserve.storage.database import Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
@@ -134,3 +135,60 @@ async def test_a_write_that_fails_leaves_what_is_remembered_true(database: Sqlit
     with pytest.raises(ValueError, match="second thoughts"):
         await database.run(breaks())
     assert await store.get(one.id) == before
+
+
+async def test_places_of_new_ones_are_counted_on_without_another_look(
+    database: SqliteDatabase,
+) -> None:
+    """As each is stored its place is asked for; it is the one that a look at all would give."""
+    store = SqlPredictionStore(database)
+    looker = SqlPredictionStore(database)  # remembers nothing of what `store` was told
+    looks = 0
+    read = database.read
+
+    async def counted(transition: Transition[object]) -> object:
+        nonlocal looks
+        looks += 1
+        return await read(transition)
+
+    database.read = counted  # type: ignore[method-assign, assignment]
+    moments = iter(range(1000))
+
+    async def add(priority: int = 0, engine: str = "here") -> Prediction:
+        at = NOW + timedelta(seconds=next(moments))
+        one = prediction(engine=engine, priority=priority, created_at=at)
+        assert await store.add(one, event(one)) is one
+        place = await store.queue_position(one)
+        looked = looks
+        assert place == await looker.queue_position(one)
+        assert looks == looked + 1
+        return one
+
+    for _ in range(5):
+        await add()
+    assert looks == 5 + 1
+    await add(priority=3)  # goes before all of them
+    await add()
+    await add(engine="there")
+    last = await add()
+    await store.claim("here", owner="me", at=NOW, lease_until=NOW + LEASE)
+    await add()
+    ended = last.cancel(NOW)
+    await store.move(last, ended, event(ended))
+    await add()
+
+
+async def test_one_that_is_refused_or_came_before_takes_no_place(database: SqliteDatabase) -> None:
+    store = SqlPredictionStore(database)
+    name = Idempotency(key="name", body_hash="hash")
+    one = prediction(engine="here")
+    await store.add(one, event(one), idempotency=name)
+    assert await store.queue_position(one) == 0
+    again = prediction(engine="here", created_at=NOW + LEASE)
+    assert (await store.add(again, event(again), idempotency=name)).id == one.id
+    refused = prediction(engine="here", created_at=NOW + LEASE)
+    with pytest.raises(QueueFull):
+        await store.add(refused, event(refused), queue_max=1)
+    other = prediction(engine="here", created_at=NOW + 2 * LEASE)
+    await store.add(other, event(other))
+    assert await store.queue_position(other) == 1

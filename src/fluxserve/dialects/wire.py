@@ -6,11 +6,13 @@ once, and JSON is read and written by msgspec (`bench/http.py` shows what that s
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import cast
 
 import msgspec
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON
@@ -46,22 +48,21 @@ class AskedHeaders(Headers):
         return self._table[key.lower()]
 
     def get(self, key: str, default: str | None = None) -> str | None:  # type: ignore[override]
-        return self._table.get(key) or self._table.get(key.lower(), default)
+        value = self._table.get(key)
+        return self._table.get(key.lower(), default) if value is None else value
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and key.lower() in self._table
 
 
 class Asked(Request):
-    """A request whose headers are read in one pass."""
+    """A request whose headers are read in one pass, and then lie at hand."""
 
-    @property
-    def headers(self) -> Headers:
-        try:
-            return self._headers
-        except AttributeError:
-            self._headers: Headers = AskedHeaders(self.scope["headers"])
-            return self._headers
+    headers: Headers = cast(Headers, None)  # not Starlette's property: each request has its own
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.headers = AskedHeaders(scope["headers"])
 
     @property
     def query_params(self) -> QueryParams:

@@ -12,6 +12,9 @@ from fluxserve.core.errors import RateLimited
 
 # Without a limit of its own a dialect still has to name one: what Replicate's service allows.
 SHOWN = {"create": 600, "read": 3000}
+UNLIMITED = {
+    kind: RateState(limit=0, remaining=shown - 1, reset_s=1) for kind, shown in SHOWN.items()
+}
 
 
 class MemoryLimiter:
@@ -25,8 +28,7 @@ class MemoryLimiter:
         """Count one request; RateLimited when the caller's minute is used up."""
         limit = (caller.key.rate_per_minute if caller.key else 0) or self._per_minute
         if kind != "create" or not limit:
-            shown = SHOWN.get(kind, 3000)
-            return RateState(limit=0, remaining=shown - 1, reset_s=1)
+            return UNLIMITED.get(kind, UNLIMITED["read"])
         item = RateLimitItemPerMinute(limit)
         name = caller.key_id or "open"
         is_let_in = await self._window.hit(item, name)

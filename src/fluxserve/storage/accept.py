@@ -1,12 +1,17 @@
-"""Acceptance, the hot path: a prediction and its first event, within limits, exactly once."""
+"""Acceptance, the hot path: a prediction and its first event, within limits, exactly once.
+
+The first event says what the row of the prediction says already, so it has no row of its own: it
+is `implied`, and whoever reads the events gets it from there.
+"""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import bindparam, func, insert, literal_column, select, text
 
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, QueueFull, RateLimited
-from fluxserve.core.events import Event
+from fluxserve.core.events import Event, EventKind
 from fluxserve.core.ports import Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage import codec, tables
@@ -37,7 +42,11 @@ SAME_NAME = Statement(
         P.key_id == bindparam("key"), P.idem_key == bindparam("name")
     )
 )
-COUNT_QUEUED = Statement(select(func.count()).select_from(tables.prediction).where(IS_QUEUED))
+# Remembered: while the queue is full and nothing moves, refusing costs no count.
+COUNT_QUEUED = Statement(
+    select(func.count()).select_from(tables.prediction).where(IS_QUEUED),
+    remembers=tables.prediction.name,
+)
 COUNT_UNFINISHED = Statement(
     select(func.count())
     .select_from(tables.prediction)
@@ -101,11 +110,17 @@ def accept(
     elif not (yield INSERT_ONCE(row)):
         # Another process was faster by less than a transaction; its row is there now.
         return (yield from _earlier(prediction, idempotency)) or prediction
-    yield INSERT_EVENT(encode_event(event, 1))
+    if event != implied(prediction.id, prediction.created_at):
+        yield INSERT_EVENT(encode_event(event, 1))
     for delivery in deliveries:
         yield INSERT_DELIVERY(encode_delivery(delivery))
     yield from use_blobs(prediction.id, codec.input_blobs(prediction.request))
     return prediction
+
+
+def implied(prediction_id: str, created_at: datetime) -> Event:
+    """The first event of every prediction, where none was stored."""
+    return Event(prediction_id=prediction_id, kind=EventKind.QUEUED, at=created_at, seq=1)
 
 
 def _earlier(prediction: Prediction, idempotency: Idempotency) -> Transition[Prediction | None]:

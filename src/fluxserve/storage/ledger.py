@@ -135,7 +135,7 @@ class BudgetedPredictionStore(SqlPredictionStore):
                 yield from hold(prediction)
             return stored
 
-        return await self._database.run(paid())
+        return await self._accept(prediction, paid())
 
     async def move(
         self,

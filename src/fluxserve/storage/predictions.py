@@ -14,7 +14,7 @@ from fluxserve.core.ports import Idempotency, Lease, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import BlobRef
 from fluxserve.storage import codec, tables, transitions
-from fluxserve.storage.accept import QueueGauge, accept
+from fluxserve.storage.accept import QueueGauge, accept, implied
 from fluxserve.storage.database import Database, Param, Row, Statement, Transition
 from fluxserve.storage.records import (
     EVENT_COLUMNS,
@@ -27,6 +27,7 @@ P = tables.prediction.c
 E = tables.event.c
 
 RECENT_MAX = 1024  # predictions kept decoded, some 3 kB each
+LINES_MAX = 64  # engines and priorities whose next place is known
 SWEEP_MAX = 1000  # rows one look for lost or late predictions returns; the next look goes on
 
 EVENTS = Statement(
@@ -34,6 +35,7 @@ EVENTS = Statement(
     .where(E.prediction_id == bindparam("of"), E.seq > bindparam("after"))
     .order_by(E.seq)
 )
+CREATED = Statement(select(P.created_at).where(P.id == bindparam("of")))
 EXPIRED = Statement(
     select(*PREDICTION_COLUMNS)
     .where(transitions.IS_RUNNING, P.lease_until < bindparam("at"))
@@ -93,6 +95,10 @@ class Recent:
         self._size_max = size_max
         self._kept: dict[str, tuple[Row, Prediction]] = {}
         self._positions: dict[str, int] = {}  # of queued ones, while nothing changes
+        # By engine and priority: how many are before whoever comes next, while ones only come.
+        self._lines: dict[tuple[str, int], int] = {}
+        self._last: dict[tuple[str, int], str] = {}  # the last to come in each of them
+        self._coming: set[str] = set()
         self._is_alone = database.watch(self._forget)
 
     def get(self, prediction_id: str) -> Prediction | None:
@@ -119,9 +125,39 @@ class Recent:
             self._positions[prediction_id] = position
         return position
 
+    def expect(self, prediction_id: str) -> None:
+        """It is about to be stored; that alone moves nobody of its priority."""
+        if self._lines:
+            self._coming.add(prediction_id)
+
+    def arrived(self, prediction: Prediction, stored: Prediction | None) -> None:
+        """It was stored, or an earlier one was found (None: neither): the lines grow by it."""
+        self._coming.discard(prediction.id)
+        if stored is not prediction or prediction.status is not PredictionStatus.QUEUED:
+            return
+        own = (prediction.engine, prediction.priority)
+        if len(self._last) < LINES_MAX or own in self._last:
+            self._last[own] = prediction.id
+        for line, before in self._lines.items():
+            if line[0] == own[0] and line[1] <= own[1]:
+                self._lines[line] = min(AHEAD_MAX, before + 1)
+                if line == own:
+                    self.keep_position(prediction.id, before)
+
+    def counted(self, prediction: Prediction, position: int) -> int:
+        """So many are before it; with the last that came, what comes next is known too."""
+        own = (prediction.engine, prediction.priority)
+        if self._is_alone and self._last.get(own) == prediction.id:
+            self._lines[own] = min(AHEAD_MAX, position + 1)
+        return self.keep_position(prediction.id, position)
+
     def _forget(self, prediction_id: str) -> None:
         self._kept.pop(prediction_id, None)
         self._positions.clear()
+        if prediction_id in self._coming:
+            self._coming.discard(prediction_id)
+        else:
+            self._lines.clear()
 
 
 class SqlPredictionStore:
@@ -143,7 +179,8 @@ class SqlPredictionStore:
         queue_max: int = 0,
         concurrency_max: int = 0,
     ) -> Prediction:
-        return await self._database.run(
+        return await self._accept(
+            prediction,
             accept(
                 prediction,
                 event,
@@ -152,8 +189,19 @@ class SqlPredictionStore:
                 self._queue,
                 queue_max,
                 concurrency_max,
-            )
+            ),
         )
+
+    async def _accept(
+        self, prediction: Prediction, transition: Transition[Prediction]
+    ) -> Prediction:
+        stored = None
+        self._recent.expect(prediction.id)
+        try:
+            stored = await self._database.run(transition)
+        finally:
+            self._recent.arrived(prediction, stored)
+        return stored
 
     async def get(self, prediction_id: str) -> Prediction:
         known = self._recent.get(prediction_id)
@@ -220,7 +268,7 @@ class SqlPredictionStore:
         position = await self._database.read(_ahead(prediction))
         if position == AHEAD_MAX:
             self._crowds[place] = (since, time.monotonic() + CROWD_S)
-        return self._recent.keep_position(prediction.id, position)
+        return self._recent.counted(prediction, position)
 
     async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
         return await self._database.run(transitions.forget(prediction_id))
@@ -237,7 +285,11 @@ class SqlPredictionStore:
 
 def _events(prediction_id: str, after: int) -> Transition[Sequence[Event]]:
     rows = yield EVENTS({"of": prediction_id, "after": after})
-    return [decode_event(row) for row in rows]
+    found = [decode_event(row) for row in rows]
+    if after < 1 and not (found and found[0].seq == 1):
+        created = yield CREATED({"of": prediction_id})
+        found[:0] = [implied(prediction_id, codec.to_time(row[0])) for row in created]
+    return found
 
 
 def _due(statement: Statement, at: datetime) -> Transition[Sequence[Prediction]]:

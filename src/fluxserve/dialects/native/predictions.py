@@ -26,6 +26,7 @@ from fluxserve.dialects.base import (
     read_object,
     take_image,
 )
+from fluxserve.dialects.links import Links
 from fluxserve.dialects.native.words import (
     error,
     read_values,
@@ -40,6 +41,7 @@ from fluxserve.dialects.sse import stream
 from fluxserve.dialects.wire import Answer, Shown, dump, told
 
 INLINE_MAX = 512  # characters of a string echoed in `said`; longer ones were pictures
+PLAIN = frozenset([int, float, bool, type(None)])
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -90,12 +92,12 @@ def routes(services: Services, mount: str) -> list[Route]:
             deadline_s=float(deadline) if isinstance(deadline, int | float) else None,
             priority=priority if isinstance(priority, int) else 0,
         )
-        answer = await _live(prediction, request)
+        answer = await _live(prediction, links)
         return Answer(answer, 201, {"Location": links.to(f"/predictions/{prediction.id}")})
 
-    async def _live(prediction: Prediction, request: Request) -> dict[str, JSON]:
+    async def _live(prediction: Prediction, links: Links) -> dict[str, JSON]:
         outlook = await services.predictions.outlook(prediction)
-        return render_live(prediction, outlook, services.links(request, mount))
+        return render_live(prediction, outlook, links)
 
     async def get(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -113,7 +115,7 @@ def routes(services: Services, mount: str) -> list[Route]:
     async def cancel(request: Request) -> Response:
         caller = await caller_of(services, request)
         prediction = await services.predictions.cancel(id_of(request), caller)
-        return Answer(await _live(prediction, request))
+        return Answer(await _live(prediction, services.links(request, mount)))
 
     async def delete(request: Request) -> Response:
         caller = await caller_of(services, request)
@@ -124,7 +126,8 @@ def routes(services: Services, mount: str) -> list[Route]:
         caller = await caller_of(services, request)
         query = _query(request, caller)
         rows = await services.predictions.page(query)
-        results = [await _live(row, request) for row in rows]
+        links = services.links(request, mount)
+        results = [await _live(row, links) for row in rows]
         cursor = None
         if len(rows) == query.limit:
             last = rows[-1]
@@ -203,13 +206,16 @@ async def _images(services: Services, value: JSON, caller: Caller) -> tuple[Imag
 
 def _said(body: dict[str, JSON]) -> dict[str, JSON]:
     """The body as received, without pictures."""
+    return {
+        name: value if name == "prompt" or type(value) in PLAIN else _short(value)
+        for name, value in body.items()
+    }
 
-    def short(value: JSON) -> JSON:
-        if isinstance(value, str) and len(value) > INLINE_MAX:
-            return f"({len(value)} characters)"
-        return [short(item) for item in value] if isinstance(value, list) else value
 
-    return {name: value if name == "prompt" else short(value) for name, value in body.items()}
+def _short(value: JSON) -> JSON:
+    if isinstance(value, str) and len(value) > INLINE_MAX:
+        return f"({len(value)} characters)"
+    return [_short(item) for item in value] if isinstance(value, list) else value
 
 
 def _idempotency(request: Request, body: dict[str, JSON]) -> Idempotency | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from fluxserve.core.catalog import ModelCard
 from fluxserve.core.errors import ErrorCode, Failure, InvalidRequest
@@ -80,6 +81,12 @@ FIELDS = (
         description="of start, output, logs, completed",
     ),
 )
+# Fields that the core knows by the same name, and takes as the schema left them.
+AS_SAID = (
+    *("prompt", "negative_prompt", "width", "height", "aspect_ratio", "megapixels", "num_steps"),
+    *("guidance", "strength", "seed", "num_outputs", "output_quality", "go_fast"),
+    *("prompt_upsampling", "safety_check", "preview_steps"),
+)
 EVENTS = ("start", "output", "logs", "completed")
 HTTP_STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.INVALID_REQUEST: 422,
@@ -122,30 +129,20 @@ def to_params(
     if size and parsed is None:
         raise InvalidRequest("WIDTHxHEIGHT in px, such as 1024x768", field="size")
     fmt = _text(values, "output_format")
+    said: dict[str, Any] = {
+        name: value for name in AS_SAID if (value := values.get(name)) is not None
+    }
+    if parsed:
+        said |= {"width": parsed.width, "height": parsed.height}
     return ImageParams(
         model=_text(values, "model") or "",
-        prompt=_text(values, "prompt"),
-        negative_prompt=_text(values, "negative_prompt"),
         images=images,
         mask=mask,
-        width=parsed.width if parsed else _int(values, "width"),
-        height=parsed.height if parsed else _int(values, "height"),
-        aspect_ratio=_text(values, "aspect_ratio"),
-        megapixels=_float(values, "megapixels"),
-        num_steps=_int(values, "num_steps"),
-        guidance=_float(values, "guidance"),
-        strength=_float(values, "strength"),
-        seed=_int(values, "seed"),
-        num_outputs=_int(values, "num_outputs"),
         output_format=OutputFormat(fmt) if fmt else None,
-        output_quality=_int(values, "output_quality"),
         margins=_margins(values.get("margins")),
         loras=_loras(values.get("loras")),
-        go_fast=_bool(values, "go_fast"),
         approximate=_approximations(values.get("approximate")),
-        prompt_upsampling=_bool(values, "prompt_upsampling"),
-        safety_check=_bool(values, "safety_check"),
-        preview_steps=_int(values, "preview_steps"),
+        **said,
     )
 
 
@@ -179,7 +176,7 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
     ]
     return {
         "id": prediction.id,
-        "status": prediction.status.value,
+        "status": prediction.status,
         "model": prediction.request.model,
         "dialect": prediction.origin.dialect,
         "request": _request(prediction.request),
@@ -272,7 +269,7 @@ def _request(request: ImageRequest) -> dict[str, JSON]:
         for image in request.images
     ]
     return {
-        "task": request.task.value,
+        "task": request.task,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "images": images,
@@ -284,7 +281,7 @@ def _request(request: ImageRequest) -> dict[str, JSON]:
         "strength": request.strength,
         "seed": request.seed,
         "num_outputs": request.num_outputs,
-        "output_format": request.output_format.value,
+        "output_format": request.output_format,
         "output_quality": request.output_quality,
         "go_fast": request.go_fast,
         "approximate": None if request.approximate is None else list(request.approximate),
@@ -310,11 +307,6 @@ def _float(values: Mapping[str, JSON], name: str) -> float | None:
     value = values.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else None  # type: ignore[arg-type]
-
-
-def _bool(values: Mapping[str, JSON], name: str) -> bool | None:
-    value = values.get(name)
-    return value if isinstance(value, bool) else None
 
 
 def _approximations(value: JSON) -> tuple[Approximation, ...] | None:
