@@ -110,11 +110,12 @@ def accept(
     elif not (yield INSERT_ONCE(row)):
         # Another process was faster by less than a transaction; its row is there now.
         return (yield from _earlier(prediction, idempotency)) or prediction
-    if event != implied(prediction.id, prediction.created_at):
+    if event.kind is not EventKind.QUEUED or event.at != prediction.created_at or event.data:
         yield INSERT_EVENT(encode_event(event, 1))
     for delivery in deliveries:
         yield INSERT_DELIVERY(encode_delivery(delivery))
-    yield from use_blobs(prediction.id, codec.input_blobs(prediction.request))
+    if blobs := codec.input_blobs(prediction.request):
+        yield from use_blobs(prediction.id, blobs)
     return prediction
 
 

@@ -187,7 +187,7 @@ class SqlMoneyStore:
 def hold(prediction: Prediction) -> Transition[None]:
     """Set aside what a prediction may cost; BudgetExhausted."""
     rows = yield PRICES_FOR({"of_model": prediction.request.model, "at_channel": prediction.engine})
-    price = best_price(readable(rows), prediction.created_at)
+    price = best_price(readable(rows), prediction.created_at) if rows else None
     if price is None:
         return
     micro = price.rule.cost(prediction.request, prediction.request.num_outputs)
