@@ -385,6 +385,17 @@ async def test_the_outlook_counts_those_before(bench: Bench) -> None:
     assert outlook.eta_s == pytest.approx(6.0)
 
 
+async def test_nothing_is_left_of_one_that_ended(bench: Bench) -> None:
+    """Not even while the engine's last word about it is still on the board."""
+    prediction = await create(bench)
+    board = bench.live.open(prediction)
+    board.progress = Progress(step=27, total=28, queue_position=1, eta_s=0.008)
+    assert (await bench.service.outlook(prediction)).eta_s == 0.008
+    ended = await bench.service.cancel(prediction.id)
+    outlook = await bench.service.outlook(ended)
+    assert (outlook.queue_position, outlook.eta_s) == (0, 0.0)
+
+
 async def test_webhook_messages_are_planned_with_the_moves_they_tell_of(bench: Bench) -> None:
     from fluxserve.storage.deliveries import SqlDeliveryStore
 

@@ -186,12 +186,12 @@ class PredictionService:
 
     async def outlook(self, prediction: Prediction) -> Outlook:
         """Queue position and seconds to the end, as far as anybody can tell."""
+        if prediction.is_terminal:
+            return Outlook(queue_position=0, eta_s=0.0)
         live = self._live.get(prediction.id)
         if live and live.progress:
             position = live.progress.queue_position
             return Outlook(queue_position=position, eta_s=live.progress.eta_s)
-        if prediction.is_terminal:
-            return Outlook(queue_position=0, eta_s=0.0)
         position = 0
         if prediction.status is PredictionStatus.QUEUED:
             position = await self._store.queue_position(prediction)
