@@ -1,5 +1,6 @@
 """What a poll may remember: nothing that a commit has changed, whoever wrote it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -161,12 +162,13 @@ async def test_places_of_new_ones_are_counted_on_without_another_look(
         place = await store.queue_position(one)
         looked = looks
         assert place == await looker.queue_position(one)
-        assert looks == looked + 1
+        assert looks == looked + 1  # the looker remembers nothing
         return one
 
     for _ in range(5):
         await add()
     assert looks == 5 + 1
+    await asyncio.gather(*(add(priority=number % 3) for number in range(12)))
     await add(priority=3)  # goes before all of them
     await add()
     await add(engine="there")

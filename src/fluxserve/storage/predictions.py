@@ -98,7 +98,7 @@ class Recent:
         # By engine and priority: how many are before whoever comes next, while ones only come.
         self._lines: dict[tuple[str, int], int] = {}
         self._last: dict[tuple[str, int], str] = {}  # the last to come in each of them
-        self._coming: set[str] = set()
+        self._coming: dict[str, tuple[str, int]] = {}
         self._is_alone = database.watch(self._forget)
 
     def get(self, prediction_id: str) -> Prediction | None:
@@ -125,24 +125,22 @@ class Recent:
             self._positions[prediction_id] = position
         return position
 
-    def expect(self, prediction_id: str) -> None:
+    def expect(self, prediction: Prediction) -> None:
         """It is about to be stored; that alone moves nobody of its priority."""
         if self._lines:
-            self._coming.add(prediction_id)
+            self._coming[prediction.id] = (prediction.engine, prediction.priority)
 
     def arrived(self, prediction: Prediction, stored: Prediction | None) -> None:
-        """It was stored, or an earlier one was found (None: neither): the lines grow by it."""
-        self._coming.discard(prediction.id)
+        """It was stored, or an earlier one was found (None: neither): its line grows by it."""
+        self._coming.pop(prediction.id, None)
         if stored is not prediction or prediction.status is not PredictionStatus.QUEUED:
             return
         own = (prediction.engine, prediction.priority)
         if len(self._last) < LINES_MAX or own in self._last:
             self._last[own] = prediction.id
-        for line, before in self._lines.items():
-            if line[0] == own[0] and line[1] <= own[1]:
-                self._lines[line] = min(AHEAD_MAX, before + 1)
-                if line == own:
-                    self.keep_position(prediction.id, before)
+        if own in self._lines:
+            self.keep_position(prediction.id, self._lines[own])
+            self._lines[own] = min(AHEAD_MAX, self._lines[own] + 1)
 
     def counted(self, prediction: Prediction, position: int) -> int:
         """So many are before it; with the last that came, what comes next is known too."""
@@ -154,10 +152,12 @@ class Recent:
     def _forget(self, prediction_id: str) -> None:
         self._kept.pop(prediction_id, None)
         self._positions.clear()
-        if prediction_id in self._coming:
-            self._coming.discard(prediction_id)
-        else:
+        own = self._coming.pop(prediction_id, None)
+        if own is None:
             self._lines.clear()
+        else:  # it goes before those of lower priority
+            for line in [line for line in self._lines if line[0] == own[0] and line[1] < own[1]]:
+                del self._lines[line]
 
 
 class SqlPredictionStore:
@@ -196,7 +196,7 @@ class SqlPredictionStore:
         self, prediction: Prediction, transition: Transition[Prediction]
     ) -> Prediction:
         stored = None
-        self._recent.expect(prediction.id)
+        self._recent.expect(prediction)
         try:
             stored = await self._database.run(transition)
         finally:
