@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from fluxserve.core.errors import NotFound, QueueFull
+from fluxserve.core.events import EventKind
 from fluxserve.core.ports import Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage import accept, attempts, predictions, tables, transitions
@@ -178,6 +179,25 @@ async def test_places_of_new_ones_are_counted_on_without_another_look(
     ended = last.cancel(NOW)
     await store.move(last, ended, event(ended))
     await add()
+
+
+async def test_ones_that_are_handed_on_stand_in_the_line_they_came_to(
+    database: SqliteDatabase,
+) -> None:
+    store = SqlPredictionStore(database)
+    rows = []
+    for seconds, engine in enumerate(["two", *["one"] * 5]):
+        at = NOW + timedelta(seconds=seconds)
+        rows.append(prediction(engine=engine, created_at=at))
+        await store.add(rows[-1], event(rows[-1]))
+    for row in rows[1:]:
+        moved = replace(event(row), kind=EventKind.REQUEUED)
+        await store.move(row, row.move_to("two"), moved)
+    assert await store.queue_position(rows[0]) == 0
+    for place in (6, 7):
+        late = prediction(engine="two", created_at=NOW + timedelta(seconds=10 + place))
+        await store.add(late, event(late))
+        assert await store.queue_position(late) == place
 
 
 async def test_one_that_is_refused_or_came_before_takes_no_place(database: SqliteDatabase) -> None:

@@ -153,8 +153,9 @@ class Recent:
         self._kept.pop(prediction_id, None)
         self._positions.clear()
         own = self._coming.pop(prediction_id, None)
-        if own is None:
+        if own is None:  # it may have moved to any line, and be later than the last to come there
             self._lines.clear()
+            self._last.clear()
         else:  # it goes before those of lower priority
             for line in [line for line in self._lines if line[0] == own[0] and line[1] < own[1]]:
                 del self._lines[line]
