@@ -385,6 +385,22 @@ async def test_the_outlook_counts_those_before(bench: Bench) -> None:
     assert outlook.eta_s == pytest.approx(6.0)
 
 
+async def test_the_outlook_counts_what_the_engine_holds(bench: Bench) -> None:
+    """Some run, some wait inside it; whoever is still in the queue comes after them all."""
+    held = [await create(bench) for _ in range(3)]
+    for place, prediction in enumerate(held):
+        board = bench.live.open(prediction)
+        board.progress = Progress(step=0, total=28, queue_position=place, eta_s=7.0 * (place + 1))
+        running = await bench.store.claim(
+            prediction.engine, owner="me", at=bench.clock(), lease_until=bench.clock()
+        )
+        assert running
+    last = await create(bench)
+    outlook = await bench.service.outlook(last)
+    assert outlook.queue_position == 2  # the two that wait inside
+    assert outlook.eta_s == pytest.approx(21.0 + 2.0)
+
+
 async def test_nothing_is_left_of_one_that_ended(bench: Bench) -> None:
     """Not even while the engine's last word about it is still on the board."""
     prediction = await create(bench)

@@ -183,6 +183,48 @@ async def test_a_compression_bomb_ends_at_the_byte_cap(guard: GuardedClient) -> 
             await guard.get(site.url())
 
 
+ENDLESS_NAME = b"\x1f\x8b\x08\x08" + bytes(6) + b"n"  # gzip, in the middle of a file name
+EMPTY_BLOCKS = b"\x00\x00\x00\xff\xff" * 2000  # deflate: whole, and nothing in them
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [(ENDLESS_NAME, b"n" * 10_000), (b"\x78\x9c", EMPTY_BLOCKS)],
+    ids=["a name without end", "empty blocks without end"],
+)
+async def test_an_endless_body_that_grows_to_nothing_ends_at_the_byte_cap(
+    guard: GuardedClient, start: bytes, more: bytes
+) -> None:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\n\r\n")
+        writer.write(start)
+        await forever(writer, more)
+
+    async with serving(answer) as site:
+        with pytest.raises(TooLarge, match=r"127\.0\.0\.1 sent more than 0\.1 MB"):
+            await guard.get(site.url())
+
+
+async def test_nothing_is_read_after_the_end_of_a_compressed_body(guard: GuardedClient) -> None:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\n\r\n")
+        writer.write(gzip.compress(b"picture"))
+        await forever(writer, bytes(10_000))
+
+    async with serving(answer) as site:
+        message = await refusal(guard, site.url())
+    assert message == "127.0.0.1 answered with gzip and something after its end"
+
+
+async def test_a_compressed_body_that_is_cut_off_is_refused(guard: GuardedClient) -> None:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(gzip.compress(b"picture")[:-9], content_encoding="gzip"))
+
+    async with serving(answer) as site:
+        message = await refusal(guard, site.url())
+    assert message == "127.0.0.1 answered with gzip that is cut off"
+
+
 @pytest.mark.parametrize(("encoding", "text"), [("br", "encoding 'br'"), ("gzip", "broken gzip")])
 async def test_an_answer_that_cannot_be_opened_is_refused(
     guard: GuardedClient, encoding: str, text: str

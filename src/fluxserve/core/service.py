@@ -192,12 +192,13 @@ class PredictionService:
         if live and live.progress:
             position = live.progress.queue_position
             return Outlook(queue_position=position, eta_s=live.progress.eta_s)
-        position = 0
+        position, waiting, busy_s = 0, 0, 0.0
         if prediction.status is PredictionStatus.QUEUED:
             position = await self._store.queue_position(prediction)
+            waiting, busy_s = self._live.held(prediction.engine)
         alone = self._estimate(prediction.engine, prediction.request)
-        eta_s = None if alone is None else alone * (position + 1)
-        return Outlook(queue_position=position, eta_s=eta_s)
+        eta_s = None if alone is None else busy_s + alone * (position + 1)
+        return Outlook(queue_position=waiting + position, eta_s=eta_s)
 
     async def _finish(self, before: Prediction, after: Prediction, at: datetime) -> Prediction:
         data = {"status": after.status.value}

@@ -206,31 +206,41 @@ class GuardedClient:
         length = response.headers.get("content-length", "")
         if length.isdecimal() and int(length) > cap:
             raise _too_large(host, cap)
-        size_bytes = 0
-        async for chunk in _plain(response):
-            size_bytes += len(chunk)
-            if size_bytes > cap:
-                raise _too_large(host, cap)
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        chunks = _capped(response.aiter_raw(), host, cap)
+        if encoding not in ("", "identity"):
+            if encoding not in ("gzip", "x-gzip", "deflate"):
+                raise InputUnreachable(f"{host} answered in the encoding {encoding[:20]!r}")
+            # Both are capped: a little may grow to much, and much may come that grows to nothing.
+            chunks = _capped(_inflated(chunks, host), host, cap)
+        async for chunk in chunks:
             await take(chunk)
 
 
-async def _plain(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes; gzip and deflate undone in small steps, whatever they grow to."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
-        async for chunk in response.aiter_raw():
-            yield chunk
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise InputUnreachable(f"{response.url.host} answered in the encoding {encoding[:20]!r}")
+async def _capped(chunks: AsyncIterator[bytes], host: str, cap: int) -> AsyncIterator[bytes]:
+    """The same bytes; TooLarge as soon as they are more than `cap`."""
+    size_bytes = 0
+    async for chunk in chunks:
+        size_bytes += len(chunk)
+        if size_bytes > cap:
+            raise _too_large(host, cap)
+        yield chunk
+
+
+async def _inflated(chunks: AsyncIterator[bytes], host: str) -> AsyncIterator[bytes]:
+    """Gzip and deflate undone in small steps; one stream, whole, with nothing after it."""
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads a gzip or a zlib header
-    async for chunk in response.aiter_raw():
+    async for chunk in chunks:
         try:
             while chunk:
                 yield inflater.decompress(chunk, _INFLATE_STEP)
                 chunk = inflater.unconsumed_tail
         except zlib.error as error:
-            raise InputUnreachable(f"{response.url.host} answered with broken gzip") from error
+            raise InputUnreachable(f"{host} answered with broken gzip") from error
+        if inflater.unused_data:
+            raise InputUnreachable(f"{host} answered with gzip and something after its end")
+    if not inflater.eof:
+        raise InputUnreachable(f"{host} answered with gzip that is cut off")
 
 
 _INFLATE_STEP = 1 << 20  # bytes
