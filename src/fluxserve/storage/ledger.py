@@ -8,7 +8,7 @@ submissions can still be charged for.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, insert, literal_column, or_, select, update
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.deliveries import Delivery
@@ -32,14 +32,12 @@ from fluxserve.storage.accept import accept
 from fluxserve.storage.database import Database, Param, Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.prices import PRICE, PRICES, PRICES_FOR, add_price, readable
+from fluxserve.storage.usage import usage as summed
 
 L = tables.ledger.c
 B = tables.budget.c
-P = tables.prediction.c
-A = tables.attempt.c
 K = tables.api_key.c
 
-DAY_MICROS = 86_400 * 1_000_000
 CLOSING = (EntryKind.SETTLE, EntryKind.RELEASE)
 CHARGED = (AttemptState.DONE, AttemptState.FETCHED, AttemptState.FAILED, AttemptState.CANCELED)
 
@@ -78,33 +76,6 @@ ENTRIES = Statement(
     .where(L.prediction_id == bindparam("of_prediction"))
     .order_by(L.id)
 )
-_DAY = L.at - L.at % literal_column(str(DAY_MICROS))
-_MODEL = func.coalesce(P.model, A.upstream_model, literal_column("''"))
-_CHANNEL = func.coalesce(A.channel, P.engine, literal_column("''"))
-_SPENT = (
-    select(
-        L.key_id,
-        _MODEL,
-        _CHANNEL,
-        _DAY,
-        func.count(L.prediction_id.distinct()),
-        func.sum(L.micro),
-    )
-    .select_from(
-        tables.ledger.outerjoin(tables.prediction, P.id == L.prediction_id).outerjoin(
-            tables.attempt, A.id == L.attempt_id
-        )
-    )
-    .where(
-        L.kind.in_([literal_column("'settle'"), literal_column("'adjust'")]),
-        L.at >= bindparam("start"),
-        L.at < bindparam("end"),
-    )
-    .group_by(L.key_id, _MODEL, _CHANNEL, _DAY)
-    .order_by(_DAY, L.key_id, _MODEL, _CHANNEL)
-)
-USAGE = Statement(_SPENT)
-USAGE_OF_KEY = Statement(_SPENT.where(L.key_id == bindparam("key")))
 
 
 class BudgetedPredictionStore(SqlPredictionStore):
@@ -181,7 +152,7 @@ class SqlMoneyStore:
         return await self._database.read(entries(prediction_id))
 
     async def usage(self, *, key_id: str | None, start: datetime, end: datetime) -> Sequence[Usage]:
-        return await self._database.read(_usage(key_id, start, end))
+        return await self._database.read(summed(key_id, start, end))
 
 
 def hold(prediction: Prediction) -> Transition[None]:
@@ -326,22 +297,3 @@ def _month(owner: str, period: str) -> Transition[Budget | None]:
     if not rows:
         return None
     return Budget(limit_micro=rows[0][0], held_micro=rows[0][1], spent_micro=rows[0][2])
-
-
-def _usage(key_id: str | None, start: datetime, end: datetime) -> Transition[Sequence[Usage]]:
-    params: dict[str, Param] = {"start": codec.to_micros(start), "end": codec.to_micros(end)}
-    if key_id is None:
-        rows = yield USAGE(params)
-    else:
-        rows = yield USAGE_OF_KEY(params | {"key": key_id})
-    return [
-        Usage(
-            key_id=owner,
-            model=model,
-            channel=channel,
-            day=codec.to_time(int(day)).date().isoformat(),
-            predictions=int(count),
-            micro=int(micro),
-        )
-        for owner, model, channel, day, count, micro in rows
-    ]
