@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -73,6 +74,7 @@ def serve(settings: Settings, early: Early | None = None) -> int:
 
     `early` holds engine processes that were started beforehand.
     """
+    check_certificate(settings.tls_cert, settings.tls_key)
     listener = _listen(settings)
     house = asyncio.run(House.open(settings, early))
     url = settings.public_url or _url(settings, listener)
@@ -159,6 +161,34 @@ def once(settings: Settings, method: str, path: str, body: Mapping[str, JSON] | 
         raise error
 
     return asyncio.run(main())
+
+
+def check_certificate(cert: str, key: str) -> None:
+    """StartupError unless https can be served with these files; "" for both: plain http.
+
+    The key may stand in the file of the certificate. One with a pass phrase is of no use: nobody
+    is there to type it when a server starts by itself.
+    """
+    if not cert and not key:
+        return
+    if not cert:
+        raise StartupError("setting tls_cert: needed beside tls_key: the PEM certificate chain")
+    for name, path in {"tls_cert": cert, "tls_key": key or cert}.items():
+        try:
+            Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: no name of a file
+            why = getattr(error, "strerror", None) or error
+            raise StartupError(f"setting {name}: {path} cannot be read: {why}") from None
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key or None, password=lambda: "")
+    except (OSError, ValueError) as error:
+        why = str(getattr(error, "reason", None) or "no PEM").lower().replace("_", " ")
+        files = f"{cert} and {key}" if key else f"{cert} alone"
+        wanted = "a PEM certificate and its private key, without a pass phrase"
+        raise StartupError(
+            f"settings tls_cert, tls_key: {files} cannot be used ({why}): give {wanted}"
+        ) from None
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
