@@ -5,6 +5,7 @@ The ledger only grows. Books of a prediction are closed once it has ended and no
 submissions can still be charged for.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -26,6 +27,7 @@ from fluxserve.core.money import (
 )
 from fluxserve.core.ports import Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.core.request import BlobRef
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import accept
@@ -125,6 +127,12 @@ class BudgetedPredictionStore(SqlPredictionStore):
 
         return await self._database.run(paid())
 
+    async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
+        return await self._database.run(transitions.forget(prediction_id, part_with))
+
+    async def purge(self, created_before: datetime, limit: int = 100) -> int:
+        return await self._database.run(transitions.purge(created_before, limit, part_with))
+
 
 class BudgetedAttemptStore(submissions.AttemptRows):
     """The attempt store with money: the last submission to end closes the books."""
@@ -183,20 +191,27 @@ def hold(prediction: Prediction) -> Transition[None]:
 
 
 def close_books(prediction_id: str, at: datetime) -> Transition[None]:
-    """Settle or release what was held, once the work is over and cannot be charged any more."""
+    """Settle or release what was held, once the work is over and cannot be charged any more.
+
+    Of a prediction that was deleted meanwhile the hold tells whose it is, and its price.
+    """
     written = yield from entries(prediction_id)
     made = yield from submissions.of(prediction_id)
     if not written and not any(attempt.cost_micro for attempt in made):
         return
-    try:
+    held = _hold_in(written)
+    prediction: Prediction | None = None
+    with contextlib.suppress(NotFound):
         prediction = yield from transitions.get(prediction_id)
-    except NotFound:
-        return  # deleted with its submissions ended before
-    if not prediction.is_terminal or any(attempt.state.is_open for attempt in made):
+    if prediction is not None:
+        is_over, owner = prediction.is_terminal, prediction.origin.key_id or ""
+    elif held is not None:
+        is_over, owner = True, held.key_id
+    else:
+        return  # deleted when nobody could charge for it any more
+    if not is_over or any(attempt.state.is_open for attempt in made):
         return
-    held = next((entry for entry in written if entry.kind is EntryKind.HOLD), None)
     due = yield from _due(prediction, made, held)
-    owner = prediction.origin.key_id or ""
     paid_for = next((a.id for a in reversed(made) if a.state in CHARGED), None)
     price_id = held.price_id if held else None
     if any(entry.kind in CLOSING for entry in written):
@@ -212,21 +227,39 @@ def close_books(prediction_id: str, at: datetime) -> Transition[None]:
     yield from _write(kind, owner, prediction_id, due, at, price_id, paid_for)
 
 
-def _due(prediction: Prediction, made: Sequence[Attempt], held: Entry | None) -> Transition[int]:
-    """What the work cost: our price for pictures delivered, else what the provider charged."""
-    rule = None
-    if held is not None and held.price_id is not None:
+def part_with(prediction_id: str) -> Transition[None]:
+    """Before a prediction is deleted: keep whose it is, if a provider may still charge for it."""
+    made = yield from submissions.of(prediction_id)
+    if not any(attempt.state.is_open for attempt in made):
+        return
+    if _hold_in((yield from entries(prediction_id))) is None:
+        gone = yield from transitions.get(prediction_id)
+        yield from _write(
+            EntryKind.HOLD, gone.origin.key_id or "", prediction_id, 0, gone.created_at
+        )
+
+
+def _hold_in(written: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in written if entry.kind is EntryKind.HOLD), None)
+
+
+def _due(
+    prediction: Prediction | None, made: Sequence[Attempt], held: Entry | None
+) -> Transition[int]:
+    """What the work cost: our price for pictures delivered, else what the provider charged.
+
+    Where it did the work and names no sum, its share of what was held.
+    """
+    if prediction is not None and prediction.status is PredictionStatus.SUCCEEDED and held:
         rows = yield PRICE({"price": held.price_id})
-        rule = next((price.rule for price in readable(rows)), None)
-    if prediction.status is PredictionStatus.SUCCEEDED and rule is not None:
-        return rule.cost(prediction.request, len(prediction.outputs))
+        for price in readable(rows):
+            return price.rule.cost(prediction.request, len(prediction.outputs))
     due = 0
     for attempt in made:
         if attempt.cost_micro and attempt.state in CHARGED:
             due += attempt.cost_micro
-        elif attempt.state is AttemptState.DONE and rule is not None:
-            share = prediction.request.num_outputs / attempt.parts
-            due += rule.cost(prediction.request, max(1, round(share)))
+        elif attempt.state is AttemptState.DONE and held is not None:
+            due += round(held.micro / attempt.parts)
     return due
 
 

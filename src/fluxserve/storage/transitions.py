@@ -7,7 +7,7 @@ A move compares status and attempt with what its caller last saw, in the WHERE c
 The number of the newest event is a column of the prediction, so numbering needs no second look.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -278,11 +278,22 @@ def get(prediction_id: str) -> Transition[Prediction]:
 # --- forgetting ----------------------------------------------------------------------------------
 
 
-def forget(prediction_id: str) -> Transition[Sequence[BlobRef]]:
-    """Delete a finished prediction whole; returns the blobs that nothing refers to any more."""
+def nothing(prediction_id: str) -> Transition[None]:
+    """What is to be done before a prediction goes, where nothing is."""
+    yield from ()
+
+
+def forget(
+    prediction_id: str, first: Callable[[str], Transition[None]] = nothing
+) -> Transition[Sequence[BlobRef]]:
+    """Delete a finished prediction whole; returns the blobs that nothing refers to any more.
+
+    `first` is given its id before.
+    """
     prediction = yield from get(prediction_id)
     if not prediction.is_terminal:
         raise Conflict(f"the prediction is still {prediction.status}: cancel it first")
+    yield from first(prediction_id)
     yield DELETE({"prediction_id": prediction_id})
     return (yield from drop_uses(prediction_id, _blobs(prediction)))
 
@@ -305,9 +316,13 @@ def strip(finished_before: datetime, limit: int) -> Transition[Sequence[BlobRef]
     return unused
 
 
-def purge(created_before: datetime, limit: int) -> Transition[int]:
+def purge(
+    created_before: datetime, limit: int, first: Callable[[str], Transition[None]] = nothing
+) -> Transition[int]:
+    """Delete old predictions that are finished; `first` is given the id of each before."""
     rows = yield PURGEABLE({"before": codec.to_micros(created_before), "most": limit})
     for (prediction_id,) in rows:
+        yield from first(prediction_id)
         yield DELETE({"prediction_id": prediction_id})
         yield FORGET_USES({"owner": prediction_id})
     return len(rows)
