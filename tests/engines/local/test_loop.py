@@ -39,6 +39,7 @@ class Device:
     room: int = 100
     is_flaky: bool = False
     released: list[str] = field(default_factory=list)
+    rooms_made: int = 0
 
     def plan(self, order: Order) -> Plan:
         if order.prompt == "impossible":
@@ -97,6 +98,9 @@ class Device:
 
     def release(self, order_id: str) -> None:
         self.released.append(order_id)
+
+    def make_room(self) -> None:
+        self.rooms_made += 1
 
     def facts(self) -> Mapping[str, JSON]:
         return {"device": "scripted"}

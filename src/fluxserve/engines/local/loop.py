@@ -15,11 +15,11 @@ from typing import Generic, Protocol
 
 from fluxserve.core.errors import EngineError, ErrorCode, FluxserveError, OutOfMemory
 from fluxserve.core.ports import EncodedImage
+from fluxserve.engines.local.attempt import advance
 from fluxserve.engines.local.policy import Forecast, Sample, Step
 from fluxserve.engines.local.run import (
     Arrived,
     Decoded,
-    DeviceLost,
     Encoded,
     Glimpsed,
     H,
@@ -27,7 +27,6 @@ from fluxserve.engines.local.run import (
     News,
     NoRoom,
     Run,
-    Spoiled,
     Stop,
     Worker,
 )
@@ -208,46 +207,51 @@ class Loop(Generic[H]):
 
     def _step(self, step: Step) -> None:
         """One forward; where it fails the culprit fails alone and the others go on."""
+        pending = [step]
+        while pending:
+            pending[:1] = self._attempt(pending[0])
+
+    def _attempt(self, step: Step) -> Sequence[Step]:
+        """One forward; the steps to try instead where it failed."""
         members = [
             (self._runs[job_id], int(index))
             for job_id, _, index in (id_.rpartition("/") for id_ in step.sample_ids)
             if job_id in self._runs and not self._runs[job_id].is_over
         ]
         if not members:
-            return
+            return ()
         began = self._clock()
-        try:
-            self._worker.advance([run.samples[index] for run, index in members])
-        except Spoiled as spoiled:
-            for place in spoiled.places:
-                run, _ = members[place]
-                self._fail(run, EngineError("the picture came to values that are no numbers"))
-        except NoRoom:
-            smaller = self._scheduler.shrink(step)
-            if smaller is None:
-                run, _ = members[0]
-                self._fail(run, OutOfMemory("the device has too little memory for this request"))
-            else:
-                log.warning("out of memory: from %d rows to %d", step.load.rows, smaller.load.rows)
-                self._step(smaller)
-        except DeviceLost:
-            raise
-        except Exception as error:
-            self._search(step, members[0][0], error)
-        else:
+        failure = advance(self._worker, [run.samples[index] for run, index in members])
+        if failure is None:
             self._retire(step, members, began)
+            return ()
+        if failure.is_full:
+            return self._lessen(step, members[0][0])
+        for place in failure.spoiled:
+            run, _ = members[place]
+            self._fail(run, EngineError("the picture came to values that are no numbers"))
+        return () if failure.spoiled else self._search(step, members[0][0], failure.trace)
 
-    def _search(self, step: Step, first: Run[H], error: Exception) -> None:
+    def _lessen(self, step: Step, first: Run[H]) -> Sequence[Step]:
+        """A step had no room: a smaller one; a single request has nothing to give up and fails."""
+        self._worker.make_room()
+        smaller = self._scheduler.shrink(step)
+        if smaller is not None:
+            log.warning("out of memory: from %d rows to %d", step.load.rows, smaller.load.rows)
+            return (smaller,)
+        self._fail(first, OutOfMemory("the device has too little memory for this request"))
+        return ()
+
+    def _search(self, step: Step, first: Run[H], trace: str) -> Sequence[Step]:
         """A step failed for no known reason: halve it until the culprit is found."""
         halves = self._scheduler.halves(step)
-        for half in halves:
-            self._step(half)
         if halves:
-            return
+            return halves
         first.retries += 1
-        log.exception("%s: a step failed", first.id, exc_info=error)
+        log.error("%s: a step failed\n%s", first.id, trace)
         if first.retries > RETRIES_MAX:
             self._fail(first, EngineError("the engine failed on this request"))
+        return ()
 
     def _retire(self, step: Step, members: Sequence[tuple[Run[H], int]], began: float) -> None:
         now = self._clock()

@@ -62,6 +62,10 @@ class Worker(Protocol[H]):
         """The order has ended, in whatever way: nothing need be kept for it."""
         ...
 
+    def make_room(self) -> None:
+        """Something did not fit: give back what memory can be spared. No step runs now."""
+        ...
+
     def facts(self) -> Mapping[str, JSON]:
         """Device, number type, what the caches did: for the record of a job."""
         ...

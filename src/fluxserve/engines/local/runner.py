@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,6 +197,12 @@ class Runner:
         except RuntimeError as error:
             raise _understood(error) from error
 
+    def make_room(self) -> None:
+        """Tensors that only a failed step still holds go first, then what torch keeps of them."""
+        gc.collect()
+        if self._is_cuda:
+            torch.cuda.empty_cache()
+
     def facts(self) -> Mapping[str, JSON]:
         caches = {
             name: {"hits": stats.hits, "misses": stats.misses}
@@ -236,8 +243,6 @@ def _understood(error: RuntimeError) -> Exception:
         or "out of memory" in text
         or "can't allocate" in text
     ):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return NoRoom(str(error))
     dead = getattr(torch, "AcceleratorError", None)  # since torch 2.8
     is_dead = "cuda error" in text or (dead is not None and isinstance(error, dead))

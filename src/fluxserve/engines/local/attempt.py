@@ -1,0 +1,37 @@
+"""Work on the device as something that may fail, and what came of it as plain data. No torch.
+
+An error that is kept keeps the frames it went through, and with them every tensor of the work that
+failed: what is tried next would find that much less memory. So the errors end here.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fluxserve.engines.local.run import DeviceLost, H, NoRoom, Spoiled, Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a step did not happen; it holds nothing of the step."""
+
+    is_full: bool = False  # the device ran out of memory
+    spoiled: tuple[int, ...] = ()  # places of the samples that came to values that are no numbers
+    trace: str = ""  # for the log, where the reason is not known
+
+
+def advance(worker: Worker[H], samples: Sequence[H]) -> Failure | None:
+    """One step for all of the samples, or none and a Failure. Raises DeviceLost."""
+    try:
+        worker.advance(samples)
+    except NoRoom:
+        return Failure(is_full=True)
+    except Spoiled as spoiled:
+        return Failure(spoiled=spoiled.places)
+    except DeviceLost:
+        raise
+    except Exception:
+        return Failure(trace=traceback.format_exc())
+    return None
