@@ -167,11 +167,12 @@ def hold(prediction: Prediction) -> Transition[None]:
     """Set aside what a prediction may cost; BudgetExhausted."""
     rows = yield PRICES_FOR({"of_model": prediction.request.model, "at_channel": prediction.engine})
     price = best_price(readable(rows), prediction.created_at) if rows else None
+    owner, period = prediction.origin.key_id or "", period_of(prediction.created_at)
+    limit = (yield from _limit(owner)) if owner else 0
     if price is None:
+        yield from _check_spent(owner, period, limit)
         return
     micro = price.rule.cost(prediction.request, prediction.request.num_outputs)
-    owner, period = prediction.origin.key_id or "", period_of(prediction.created_at)
-    limit = yield from _limit(owner)
     yield OPEN_MONTH(_new_month(owner, period, limit))
     reserved = yield RESERVE(
         {
@@ -188,6 +189,13 @@ def hold(prediction: Prediction) -> Transition[None]:
     yield from _write(
         EntryKind.HOLD, owner, prediction.id, micro, prediction.created_at, price_id=price.id
     )
+
+
+def _check_spent(owner: str, period: str, limit: int) -> Transition[None]:
+    """Nobody knows the price of what is asked for: refused once bills have used up the budget."""
+    month = (yield from _month(owner, period)) if limit else None
+    if month is not None and month.held_micro + month.spent_micro >= limit:
+        raise BudgetExhausted(f"the budget of this key for {period} is used up")
 
 
 def close_books(prediction_id: str, at: datetime) -> Transition[None]:
