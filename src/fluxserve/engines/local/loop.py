@@ -20,6 +20,7 @@ from fluxserve.engines.local.policy import Forecast, Sample, Step
 from fluxserve.engines.local.run import (
     Arrived,
     Decoded,
+    DeviceLost,
     Encoded,
     Glimpsed,
     H,
@@ -138,6 +139,8 @@ class Loop(Generic[H]):
                 run.in_lanes -= 1
                 self._settle(run)
             case LaneFailed(run=run, error=error):
+                if isinstance(error, DeviceLost):
+                    raise error
                 run.in_lanes -= 1
                 self._fail(run, error)
             case Stop():

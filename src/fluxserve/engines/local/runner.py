@@ -235,14 +235,14 @@ class Runner:
             torch.cuda.current_stream().synchronize()
 
 
+# How torch, MPS, the CPU's allocator and CUDA's libraries (CUBLAS_STATUS_ALLOC_FAILED) say it.
+_FULL = ("out of memory", "can't allocate", "alloc_failed")
+
+
 def _understood(error: RuntimeError) -> Exception:
     """What a device error means: too little memory, a dead device, or a failure of its own."""
     text = str(error).lower()
-    if (
-        isinstance(error, torch.OutOfMemoryError)
-        or "out of memory" in text
-        or "can't allocate" in text
-    ):
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _FULL):
         return NoRoom(str(error))
     dead = getattr(torch, "AcceleratorError", None)  # since torch 2.8
     is_dead = "cuda error" in text or (dead is not None and isinstance(error, dead))
