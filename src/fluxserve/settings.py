@@ -7,12 +7,14 @@ Flag over environment over file over default, merged key by key. One name everyw
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fluxserve.core.errors import StartupError
 
@@ -32,6 +34,42 @@ def _listed(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each an address or a network, as the library reads them; ValueError."""
+    for name in names:
+        try:
+            ip_network(name, strict=False)
+        except ValueError:
+            wanted = "an address or a network such as 10.0.0.0/8 is needed"
+            raise ValueError(f"{wanted}, not {name}") from None
+    return names
+
+
+Networks = Annotated[Names, AfterValidator(_networks)]
+
+# A prefix is for proxies that take it off again; links through two more folders are still ours.
+_ORIGIN = re.compile(
+    r"(?P<scheme>https?)://"
+    r"(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
+    r"(?P<port>:[0-9]{1,5})?"
+    r"(?P<prefix>(?:/[A-Za-z0-9_-]{1,64}){0,2})/?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _origin(text: str) -> str:
+    """scheme://host[:port][/prefix] without a slash at its end; empty: not said. ValueError."""
+    found = _ORIGIN.fullmatch(text)
+    if not text:
+        return ""
+    if not found or not 0 < int((found["port"] or ":1")[1:]) < 65536:
+        raise ValueError(f"scheme://host[:port] is needed, such as https://img.example, not {text}")
+    return f"{found['scheme'].lower()}://{found['host']}{found['port'] or ''}{found['prefix']}"
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class Section(BaseModel):
@@ -104,7 +142,7 @@ class Simulator(Section):
 
 
 class Proxy(Section):
-    trusted: Names = Field((), description="networks whose forwarded headers count")
+    trusted: Networks = Field((), description="networks whose forwarded headers count")
 
 
 class Replicate(Section):
@@ -185,9 +223,13 @@ class Settings(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="0: a free one")
     data_dir: str = Field("", description="where everything is kept; empty: the user's data folder")
-    tls_cert: str = Field("", description="certificate file: serve https")
-    tls_key: str = Field("", description="its private key")
-    public_url: str = Field("", description="scheme://host as callers see it; empty: as they ask")
+    tls_cert: str = Field("", description="certificate chain (PEM file): serve https")
+    tls_key: str = Field("", description="its private key (PEM); empty: it stands in tls_cert")
+    public_url: Origin = Field(
+        "",
+        description="scheme://host[:port][/prefix] as callers see it; empty: as they ask. A proxy "
+        "that serves under a prefix takes it off before it asks us",
+    )
     insecure_open: bool = Field(False, description="no keys needed on a public address")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     cors: Names = Field((), description="origins whose pages may call the API; * for all")
@@ -239,7 +281,9 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        text = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        text = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            text = "there is no such setting"
         raise StartupError(f"setting {name}: {text}") from None
 
 

@@ -10,9 +10,14 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
+from fluxserve import settings as setting
+from fluxserve.app import House
+from fluxserve.asgi import create_app
 from fluxserve.cli.client import pinned
 from fluxserve.core.errors import StartupError
 from fluxserve.serving import check_certificate
+from fluxserve.settings import Settings
+from tests.dialects.served import png
 from tests.server import ServerProcess
 
 Start = Callable[..., ServerProcess]
@@ -94,3 +99,82 @@ def test_a_certificate_and_its_key_may_stand_in_one_file(start_server: Start, pe
     url = start_server("--tls-cert", both).url
     assert url.startswith("https://")
     assert httpx.get(f"{url}/healthz", verify=pinned(both)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "img.example.com",
+        "img.example.com:8000",
+        "//img.example.com",
+        "ftp://img.example.com",
+        "https://",
+        "https://:8000",
+        "https:///path",
+        "https://img.example.com:99999",
+        "https://img.example.com:0",
+        "https://img.example.com:eight",
+        "https://user@img.example.com",
+        "https://img.example.com?x=1",
+        "https://img.example.com#top",
+        "https://img.example.com/a/b/c",
+        "https://img.example.com/a b",
+        "https://bücher.example",
+        " https://img.example.com",
+        "https://img.example.com\n",
+    ],
+)
+def test_a_public_url_that_would_break_every_link_is_refused_by_name(url: str) -> None:
+    with pytest.raises(
+        StartupError, match=r"^setting public_url: scheme://host\[:port\] is needed"
+    ):
+        setting.load({"public_url": url}, environ={})
+
+
+def test_a_start_with_half_a_public_url_ends_in_one_sentence(tmp_path: Path) -> None:
+    words = ("--public-url", "img.example.com", "--data-dir", str(tmp_path / "data"))
+    assert complaint(*words) == (
+        "fluxserve: setting public_url: scheme://host[:port] is needed, "
+        "such as https://img.example, not img.example.com"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("", ""),
+        ("https://img.example.com", "https://img.example.com"),
+        ("HTTP://Img.example.com:8080/", "http://Img.example.com:8080"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("https://localhost/pictures/", "https://localhost/pictures"),
+    ],
+)
+def test_a_public_url_is_kept_without_a_slash_at_its_end(url: str, kept: str) -> None:
+    assert setting.load({"public_url": url}, environ={}).public_url == kept
+
+
+async def test_links_under_a_prefix_lead_back_to_us(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A proxy that serves `/pictures` of its own takes the prefix off; links carry it."""
+    house = House(make_settings(public_url="https://flux.example/pictures"))
+    transport = httpx.ASGITransport(create_app(house))
+    await house.start()
+    async with httpx.AsyncClient(transport=transport, base_url="http://flux.example") as http:
+        filed = (await http.post("/fluxserve/v1/files", content=png())).json()
+        assert filed["url"].startswith("https://flux.example/pictures/out/")
+        seen = await http.get(filed["url"].replace("https://flux.example/pictures", ""))
+        assert seen.status_code == 200
+        wish = {"model": "flux-kontext-dev", "prompt": "a fox", "images": [filed["url"]]}
+        made = await http.post("/fluxserve/v1/predictions", json=wish)
+        assert made.headers["location"].startswith("https://flux.example/pictures/fluxserve/v1/")
+        done = await http.get(f"/fluxserve/v1/predictions/{made.json()['id']}?wait=30")
+        assert done.json()["status"] == "succeeded", done.json()["error"]
+    await house.stop()
+
+
+def test_a_trusted_proxy_that_is_no_network_is_refused_by_name() -> None:
+    with pytest.raises(StartupError, match=r"^setting proxy.trusted: an address or a network"):
+        setting.load({"proxy": {"trusted": ["10.0.0.0/8", "nginx"]}}, environ={})
+    told = setting.load({}, environ={"FLUXSERVE_PROXY__TRUSTED": "10.1.2.3/8, fd00::1"})
+    assert told.proxy.trusted == ("10.1.2.3/8", "fd00::1")

@@ -22,9 +22,15 @@ def serve(
     port: Annotated[int | None, typer.Option(help="port; 0: a free one [8000]")] = None,
     data_dir: DataDir = None,
     config: Config = None,
-    tls_cert: Annotated[str | None, typer.Option(help="certificate: serve https")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="its private key")] = None,
-    public_url: Annotated[str | None, typer.Option(help="scheme://host as callers see it")] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="certificate chain (PEM): serve https")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(help="its private key (PEM) [in the file of the certificate]")
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option(help="scheme://host[:port][/prefix] as callers see it")
+    ] = None,
     insecure_open: Annotated[
         bool | None, typer.Option("--insecure-open", help="no keys on a public address")
     ] = None,
