@@ -1,15 +1,18 @@
 """What is said about pictures that are none, are cut off, damaged, or too large to open."""
 
+import contextlib
 import struct
 import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fluxserve.core.errors import InvalidRequest, Rule
 from fluxserve.images import codec, containers
-from tests.images.material import FORMS, exif, file_of, quadrants
+from fluxserve.images.pixels import Mode
+from tests.images.material import FORMS, RED, exif, file_of, quadrants
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -122,6 +125,10 @@ BAD = {
         png(png_header(4, 4), (b"IDAT", b"not deflate at all"), (b"IEND", b"")),
         "the file is corrupt",
     ),
+    "png, no palette": (
+        png(png_header(4, 4, colour=3), (b"IDAT", zlib.compress(b"\0" * 5 * 4)), (b"IEND", b"")),
+        "the file is corrupt: it cannot be decoded",
+    ),
     "webp, magic only": (b"RIFF\x04\0\0\0WEBP", "the file is corrupt: it has no pixels"),
     "webp, half": (cut("WEBP", 0.5), "the file is cut off"),
     "gif, half": (cut("GIF", 0.5), "the file is cut off"),
@@ -205,11 +212,68 @@ def test_damaged_files_are_refused_or_read_but_never_break_anything(
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.integers(0, len(file) - 1))
         file[position] = data.draw(st.integers(0, 255))
+    stands_or_is_refused(bytes(file))
+
+
+def stands_or_is_refused(data: bytes) -> None:
+    """No other error comes out, and what the intake keeps can be decoded when a job runs."""
+    with contextlib.suppress(InvalidRequest):
+        codec.decode(data)
     try:
-        image = codec.decode(bytes(file))
+        kept = codec.prepare(data)
     except InvalidRequest:
         return
-    assert image.mode == "RGB"
+    for mode in MODES:
+        image = codec.decode(kept.data, mode)
+        assert (image.mode, image.size) == (mode, (kept.width, kept.height))
+
+
+MODES: tuple[Mode, ...] = ("RGB", "RGBA", "L")
+COLOURED: dict[str, tuple[Image.Image, dict[str, object]]] = {
+    "true": (quadrants(), {}),
+    "true with a transparent colour": (quadrants(), {"transparency": RED}),
+    "numbered": (quadrants().quantize(4), {"transparency": b"\0\x80"}),
+    "grey": (quadrants().convert("L"), {"transparency": 3}),
+    "grey of 16 bits": (Image.new("I;16", (9, 9), 300), {"transparency": 300}),
+    "grey with alpha": (quadrants().convert("LA"), {}),
+    "black and white": (quadrants().convert("1"), {"transparency": 1}),
+}
+PNG_KINDS = [b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"fdAT"]
+
+
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, position = [], 8
+    while position < len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunks.append((kind, data[position + 8 : position + 8 + length]))
+        position += 12 + length
+    return chunks
+
+
+@pytest.mark.parametrize("name", COLOURED)
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_png_with_chunks_lost_cut_or_added_is_refused_or_read(
+    name: str, data: st.DataObject
+) -> None:
+    image, options = COLOURED[name]
+    chunks = png_chunks(file_of(image, "PNG", **options))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(chunks) - 1))
+        kind, body = chunks[at]
+        match data.draw(st.sampled_from(["lost", "cut", "altered", "added"])):
+            case "lost" if len(chunks) > 1:
+                del chunks[at]
+            case "cut":
+                chunks[at] = (kind, body[: data.draw(st.integers(0, len(body)))])
+            case "altered":
+                position = data.draw(st.integers(0, len(body)))
+                byte = bytes([data.draw(st.integers(0, 255))])
+                chunks[at] = (kind, body[:position] + byte + body[position + 1 :])
+            case "added":
+                new = data.draw(st.sampled_from(PNG_KINDS))
+                chunks.insert(at, (new, data.draw(st.binary(max_size=40))))
+    stands_or_is_refused(png(*chunks))
 
 
 @settings(max_examples=300, deadline=None)

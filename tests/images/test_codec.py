@@ -217,6 +217,24 @@ def test_a_colour_profile_is_applied(form: str) -> None:
         assert pixel[3] == 100
 
 
+def test_the_transparency_of_numbered_colours_survives_a_colour_profile() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 250, 10, 10])
+    options = {"transparency": b"\xff\x64", "icc_profile": swapped_profile()}
+    pixel = codec.decode(file_of(image, "PNG", **options), "RGBA").getpixel((1, 1))
+    assert isinstance(pixel, tuple)
+    assert pixel[1] > 200
+    assert pixel[3] == 0x64
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 100), (100, 7), (8, 1)])
+def test_a_picture_of_few_pixels_is_a_picture(form: str, size: tuple[int, int]) -> None:
+    kept = codec.prepare(file_of(Image.new("RGB", size, RED), form), field="image")
+    assert (kept.width, kept.height) == size
+    assert codec.decode(kept.data).size == size
+
+
 @pytest.mark.parametrize("form", list(OutputFormat))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "LA"])
 def test_every_mode_is_written_in_every_format(form: OutputFormat, mode: str) -> None:

@@ -7,7 +7,8 @@ stored bytes -> decode() -> PIL image      PIL image -> encode() -> EncodedImage
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from PIL import Image
@@ -55,6 +56,8 @@ _DECODER_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
+    ZeroDivisionError,
+    AssertionError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -80,7 +83,8 @@ def prepare(data: bytes, *, field: str = "", pixels_max: int = PIXELS_MAX) -> En
         )
     image = _pixels(container, field)
     # A profile is applied here, so the new file needs none.
-    image = convert(image, "RGBA" if image.has_transparency_data else "RGB")
+    with _decoding(field):
+        image = convert(image, "RGBA" if image.has_transparency_data else "RGB")
     return _rewrite(image, container)
 
 
@@ -94,7 +98,9 @@ def decode(
 
     Transparency is laid over white unless `mode` is RGBA. Raises InvalidRequest naming `field`.
     """
-    image = convert(_pixels(_read(data, field, pixels_max), field), mode)
+    image = _pixels(_read(data, field, pixels_max), field)
+    with _decoding(field):
+        image = convert(image, mode)
     image.info.clear()
     return image
 
@@ -130,35 +136,42 @@ def _read(data: bytes, field: str, pixels_max: int) -> Container:
 
 
 def _prove(container: Container, field: str) -> None:
-    """Decode it once, to know that it is whole."""
-    with _open(container, field) as image:
+    """Decode it once, to know that it is whole and that its colours can be read."""
+    with _open(container, field) as image, _decoding(field):
         if container.mime == "image/jpeg":
             # At an eighth of the size every byte is still read, in half the time and 1/64 of
             # the memory.
-            image.draft(None, (image.width // 8, image.height // 8))
-        _load(image, field)
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        _load(image)
 
 
 def _pixels(container: Container, field: str) -> Image.Image:
     image = _open(container, field)
-    _load(image, field)
-    return upright(image, container.orientation)
+    with _decoding(field):
+        _load(image)
+        return upright(image, container.orientation)
 
 
 def _open(container: Container, field: str) -> ImageFile:
-    try:
+    with _decoding(field):
         image = _OPENERS[container.mime](io.BytesIO(container.clean))
-    except _DECODER_ERRORS as error:
-        raise _invalid(field, "the file is corrupt: it cannot be decoded") from error
     if image.size != (container.width, container.height):
         raise _invalid(field, "the file is corrupt: it tells two different sizes")
     return image
 
 
-def _load(image: ImageFile, field: str) -> None:
+def _load(image: ImageFile) -> None:
     read: Callable[[], object] = image.load  # untyped in older versions of Pillow
+    read()
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("colours by number, and no table of them")
+
+
+@contextmanager
+def _decoding(field: str) -> Iterator[None]:
+    """Whatever decoders raise becomes InvalidRequest naming `field`."""
     try:
-        read()
+        yield
     except _DECODER_ERRORS as error:
         is_cut_off = "truncated" in str(error)
         what = "cut off" if is_cut_off else "corrupt: it cannot be decoded"

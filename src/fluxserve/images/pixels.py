@@ -112,7 +112,9 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         return image
     alpha = None
     if image.has_transparency_data:
-        alpha = image.convert("RGBA").getchannel("A")
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba if image.mode == "P" else image  # its transparency has no place in RGB
     if image.mode not in ("RGB", "CMYK", "L"):
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     try:
