@@ -116,6 +116,9 @@ class LocalEngine:
         refusals = [process.refusal for process in self._processes if process.refusal]
         if refusals:
             return refusals[0]
+        setbacks = [process.setback for process in self._processes if process.setback]
+        if setbacks:
+            return f"the engine cannot be started again yet, and is tried on: {setbacks[0]}"
         failed = max(process.failed_starts for process in self._processes)
         if failed:
             return f"the engine process ended {failed} times before it was ready; see the log"

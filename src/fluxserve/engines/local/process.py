@@ -34,7 +34,7 @@ from fluxserve.engines.local.wire import (
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a death, the last for ever
-STEADY_S = 60.0  # a process that lived this long starts the back-off anew
+STEADY_S = 60.0  # one that was ready and lived this long starts the back-off anew
 # While torch is imported on a busy machine it may be silent longer than afterwards.
 START_SILENCE_S = 90.0
 CHECK_S = 0.5
@@ -59,12 +59,16 @@ class EngineProcess:
         self.ready: Ready | None = None
         self.cost: Coefficients | None = None
         self.refusal = ""  # why the model cannot be loaded, for good
+        self.setback = (
+            ""  # why one that was ready before could not be started again; it is tried on
+        )
         self.deaths = 0
         self.failed_starts = 0  # in a row: deaths before it was ready
         self._jobs: dict[str, Inbox] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._heard_at = self._busy_s = 0.0
+        self._was_ready = False
         self._changed = asyncio.Condition()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -120,10 +124,12 @@ class EngineProcess:
             except OSError:
                 log.exception("the engine process could not be started")
             finally:
-                self.failed_starts = 0 if self.ready is not None else self.failed_starts + 1
+                was_ready = self.ready is not None
+                self.failed_starts = 0 if was_ready else self.failed_starts + 1
                 await self._end()
                 await self._forget_all()
-            tries = 1 if time.monotonic() - began > STEADY_S else tries + 1
+            is_steady = was_ready and time.monotonic() - began > STEADY_S
+            tries = 1 if is_steady else tries + 1
             if not self.refusal:
                 self.deaths += 1
                 log.warning("the engine process on %s ended; starting it anew", self.setup.device)
@@ -198,12 +204,17 @@ class EngineProcess:
                 self._busy_s = busy_s
                 self.cost = Coefficients(*cost) if any(cost) else None
             case Ready():
+                self._was_ready, self.setback = True, ""
                 async with self._changed:
                     self.ready = message
                     self._changed.notify_all()
                 log.info(
                     "%s is ready on %s in %.1f s", message.name, message.device, message.load_s
                 )
+            case Refused(message=reason) if self._was_ready:
+                # It could be loaded once: memory is short now, or the device is not back yet.
+                self.setback = reason
+                log.error("the engine cannot be started again yet: %s", reason)
             case Refused(message=reason):
                 async with self._changed:
                     self.refusal = reason
