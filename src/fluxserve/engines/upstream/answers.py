@@ -193,7 +193,7 @@ class Provider(Protocol):
         ...
 
     async def find(self, lost: Lost, taken: "Taken") -> Accepted | Lookup:
-        """Look for a submission whose answer was lost. PollTrouble."""
+        """Look for a submission whose answer was lost. PollTrouble, PollLie, Declared."""
         ...
 
     def heard(self, body: Mapping[str, JSON]) -> str | None:

@@ -7,15 +7,26 @@ from dataclasses import replace
 from datetime import timedelta
 
 from fluxserve.core.attempts import Attempt, AttemptState
-from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, FluxserveError, NotFound
 from fluxserve.core.prediction import Prediction
-from fluxserve.engines.upstream.answers import Accepted, Lookup, Lost, Order, PollTrouble
+from fluxserve.engines.upstream.answers import (
+    Accepted,
+    Declared,
+    Lookup,
+    Lost,
+    Order,
+    PollLie,
+    PollTrouble,
+)
 from fluxserve.engines.upstream.base import Channel, Desk, gone, is_ours
 from fluxserve.engines.upstream.channel import OnUnknown
 
 log = logging.getLogger(__name__)
 
 LOOK_MAX_S = 5.0  # between two looks within the grace period
+# Past the deadline, and this many calls in a row without an answer: given up. One alone may mean
+# no more than that this server has been away, and that the network is not up yet.
+TROUBLES_MAX = 20
 
 
 async def look_up(
@@ -40,7 +51,10 @@ async def look_up(
     )
     try:
         found = await channel.provider.find(lost, taken)
-    except PollTrouble as trouble:
+    except Conflict:
+        raise  # somebody else has it in hand
+    except (PollTrouble, PollLie, Declared, FluxserveError) as trouble:
+        # Whatever it says, it says nothing of the submission that was lost.
         await _again(desk, attempt, prediction, channel, str(trouble))
         return
     match found:
@@ -129,13 +143,14 @@ async def _impossible(
 async def _again(
     desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel, reason: str
 ) -> None:
-    if _age_s(desk, attempt) > channel.spec.deadline_s:
+    troubles = attempt.trouble + 1
+    if troubles >= TROUBLES_MAX and _age_s(desk, attempt) > channel.spec.deadline_s:
         await _give_up(desk, attempt, prediction, channel)
         return
     if attempt.trouble == 0:
         log.warning("%s: the look-up failed: %s", attempt.prediction_id, reason)
-    after = replace(attempt, trouble=attempt.trouble + 1)
-    wait_s = min(channel.spec.poll_max_s, channel.spec.poll_s * 2.0 ** min(after.trouble, 10))
+    after = replace(attempt, trouble=troubles)
+    wait_s = min(channel.spec.poll_max_s, channel.spec.poll_s * 2.0 ** min(troubles, 10))
     await _later(desk, after, wait_s, attempt)
 
 
