@@ -105,12 +105,17 @@ def failed(name: str, words: str, code: ErrorCode = ErrorCode.UPSTREAM_FAILED) -
     return Failure(code=code, message=f"{name}: {reason}")
 
 
-def matches(listed: Any, sent: Mapping[str, JSON]) -> bool:
-    """Whether a listed job's input has every plain field that was sent, with the same value."""
+def matches(listed: Any, sent: Mapping[str, JSON]) -> bool | None:
+    """Whether a listed job's input has every plain field that was sent, with the same value.
+
+    False where a field has another value, or none is there: a job of another sort. None where
+    only some are, or where the list does not show the input, or no longer: that tells nothing.
+    """
     found = mapping(listed)
-    plain = {name: value for name, value in sent.items() if not isinstance(value, list | dict)}
-    return (
-        bool(found)
-        and bool(plain)
-        and all(found.get(name) == value for name, value in plain.items())
-    )
+    plain = {k: v for k, v in sent.items() if v is not None and not isinstance(v, list | dict)}
+    shown = {name: value for name, value in plain.items() if found.get(name) is not None}
+    if not found or not plain:
+        return None
+    if not shown or any(found[name] != value for name, value in shown.items()):
+        return False
+    return True if len(shown) == len(plain) else None

@@ -11,8 +11,8 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.ports import EncodedImage
@@ -36,14 +36,12 @@ from fluxserve.engines.upstream.answers import (
     Working,
 )
 from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec
+from fluxserve.engines.upstream.listing import PAGES_MAX, Search, jobs_in
 from fluxserve.engines.upstream.wire import Guard, Wire
 from fluxserve.engines.upstream.words import fields, words_of
 
 INLINE_MAX_BYTES = 256 * 1024  # Replicate's own advice: larger pictures are uploaded
-PAGES_MAX = 50  # of a hundred jobs each, when looking for a lost one
-CLOCK_SKEW = timedelta(minutes=2)  # between their clock and ours
 _PROGRESS = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)/(\d+)", re.MULTILINE)
-_CURSOR = re.compile(r"[?&]cursor=([^&#]+)")
 _VERSION = re.compile(r"(.+:)?[0-9a-f]{64}")
 
 
@@ -100,32 +98,21 @@ class Replicate:
         return answer.is_success
 
     async def find(self, lost: Lost, taken: Taken) -> Accepted | Lookup:
-        sent = json.loads(lost.facts.get("sent", "{}"))
-        oldest = lost.created_at - CLOCK_SKEW
-        candidates: list[str] = []
-        cursor = ""
+        search = Search(lost)
+        params: dict[str, str] = {}
         for _ in range(PAGES_MAX):
-            params = {"cursor": cursor} if cursor else None
             answer = await self.wire.ask("GET", "/predictions", params=params)
             if not answer.is_success:
                 return Lookup.IMPOSSIBLE
             page = answer.json()
-            jobs = [reading.mapping(job) for job in reading.items(page.get("results"))]
-            for job in jobs:
-                if lost.token in reading.text(job.get("webhook")):
-                    return _accepted(reading.job_id(job.get("id")), lost.model, lost.token)
-                if _could_be(job, oldest, sent):
-                    candidates.append(reading.job_id(job.get("id")))
-            ages = [reading.moment(job.get("created_at")) for job in jobs]
-            next_cursor = _CURSOR.search(reading.text(page.get("next")))
-            if not next_cursor or any(age is not None and age < oldest for age in ages):
-                break
-            cursor = next_cursor[1]
-        else:
-            return Lookup.IMPOSSIBLE  # more jobs than we read: absence proves nothing
-        known = await taken(candidates)
-        free = [job_id for job_id in candidates if job_id and job_id not in known]
-        return _accepted(free[-1], lost.model, lost.token) if free else Lookup.ABSENT
+            is_read = search.read(jobs_in(self.spec.name, page.get("results")))
+            if is_read or not page.get("next"):
+                return await search.result(taken)
+            cursor = _cursor(reading.text(page.get("next")))
+            if not cursor:
+                return Lookup.IMPOSSIBLE
+            params = {"cursor": cursor}
+        return Lookup.IMPOSSIBLE  # more jobs than we read: absence proves nothing
 
     def heard(self, body: Mapping[str, JSON]) -> str | None:
         return reading.job_id(body.get("id")) or None
@@ -181,12 +168,12 @@ def _accepted(job_id: str, model: str, token: str) -> Accepted:
     return Accepted(ticket=Ticket(upstream_id=job_id, model=model, token=token))
 
 
-def _could_be(job: Mapping[str, Any], oldest: datetime, sent: Mapping[str, JSON]) -> bool:
-    """Whether a listed job, of no other attempt, could be the one that was lost."""
-    if job.get("webhook"):
-        return False  # it names the attempt it belongs to, and that is not this one
-    at = reading.moment(job.get("created_at"))
-    return at is not None and at >= oldest and reading.matches(job.get("input"), sent)
+def _cursor(link: str) -> str:
+    """Where the next page begins, from the link to it; "" when it does not say so."""
+    try:
+        return parse_qs(urlsplit(link).query).get("cursor", [""])[0]
+    except ValueError:
+        return ""
 
 
 def data_uri(picture: EncodedImage) -> str:

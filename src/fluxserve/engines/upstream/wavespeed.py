@@ -9,7 +9,6 @@ POST /media/upload/binary           upload
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from fluxserve.core.errors import ErrorCode
@@ -34,14 +33,13 @@ from fluxserve.engines.upstream.answers import (
     Working,
 )
 from fluxserve.engines.upstream.channel import ChannelKind, ChannelSpec
+from fluxserve.engines.upstream.listing import PAGES_MAX, Search, jobs_in
 from fluxserve.engines.upstream.replicate import data_uri
 from fluxserve.engines.upstream.wire import Answer, Guard, Wire
 from fluxserve.engines.upstream.words import fields, words_of
 
 INLINE_MAX_BYTES = 256 * 1024
 PAGE = 100
-PAGES_MAX = 50
-CLOCK_SKEW = timedelta(minutes=2)
 
 
 class Wavespeed:
@@ -94,32 +92,30 @@ class Wavespeed:
 
     async def cancel(self, ticket: Ticket) -> bool:
         answer = await self.wire.ask("POST", f"/predictions/{ticket.upstream_id}/cancel")
-        return answer.is_success
+        if not answer.is_success:
+            return False
+        self._envelope(answer)
+        return True
 
     async def find(self, lost: Lost, taken: Taken) -> Accepted | Lookup:
-        sent = json.loads(lost.facts.get("sent", "{}"))
-        oldest = lost.created_at - CLOCK_SKEW
+        search = Search(lost)
         model = lost.facts.get("model", lost.model)
-        candidates: list[str] = []
+        count = 0
         for page in range(1, PAGES_MAX + 1):
             asked: dict[str, JSON] = {"page": page, "page_size": PAGE, "model": model}
             answer = await self.wire.ask("POST", "/predictions", body=asked)
             if not answer.is_success:
                 return Lookup.IMPOSSIBLE
-            data = reading.mapping(answer.json().get("data"))
-            jobs = [reading.mapping(job) for job in reading.items(data.get("items"))]
-            ages = [reading.moment(job.get("created_at")) for job in jobs]
-            for job, age in zip(jobs, ages, strict=True):
-                is_recent = age is not None and age >= oldest
-                if is_recent and reading.matches(job.get("input"), sent):
-                    candidates.append(reading.job_id(job.get("id")))
-            if len(jobs) < PAGE or any(age is not None and age < oldest for age in ages):
-                break
-        else:
-            return Lookup.IMPOSSIBLE  # more jobs than we read: absence proves nothing
-        known = await taken(candidates)
-        free = [job_id for job_id in candidates if job_id and job_id not in known]
-        return _accepted(free[-1], lost.model, lost.token) if free else Lookup.ABSENT
+            data = reading.mapping(self._envelope(answer).get("data"))
+            total, items = reading.number(data.get("total")), data.get("items")
+            is_none = items is None and total == 0
+            jobs = () if is_none else jobs_in(self.spec.name, items)
+            count += len(jobs)
+            # A short page may also mean that they give fewer at once than we ask for.
+            is_last = len(jobs) < PAGE and total is not None and count >= total
+            if search.read(jobs) or is_last or not jobs:
+                return await search.result(taken)
+        return Lookup.IMPOSSIBLE  # more jobs than we read: absence proves nothing
 
     def heard(self, body: Mapping[str, JSON]) -> str | None:
         return reading.job_id(body.get("id")) or None
