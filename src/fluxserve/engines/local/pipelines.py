@@ -139,10 +139,7 @@ class Pipeline:
         """The finished picture, in the size and format asked for."""
         with self._turns:
             pixels = sample.finish(self.model, made)
-        image = _image(pixels)
-        if Task(order.task) is Task.TEXT_TO_IMAGE and self.model.spec.native_size:
-            image = spread(image, plan.out_width, plan.out_height)
-        image = resize(image, plan.out_width, plan.out_height)
+        image = _brought(_image(pixels), plan, (plan.out_width, plan.out_height))
         if made.condition.repaint is not None and made.condition.repaint.mask is not None:
             whole, mask = canvas(order, files)
             image = Image.composite(image, whole, mask)
@@ -156,12 +153,16 @@ class Pipeline:
 def encode_glimpse(pixels: Tensor, plan: Plan) -> EncodedImage:
     """A preview as a small JPEG, in the proportions of the finished picture."""
     scale = PREVIEW_SIDE / max(plan.out_width, plan.out_height)
-    width, height = (max(1, round(side * scale)) for side in (plan.out_width, plan.out_height))
-    image = resize(spread(_image(pixels), width, height), width, height)
-    return encode_file(image, OutputFormat.JPEG, PREVIEW_QUALITY)
+    size = max(1, round(plan.out_width * scale)), max(1, round(plan.out_height * scale))
+    return encode_file(_brought(_image(pixels), plan, size), OutputFormat.JPEG, PREVIEW_QUALITY)
 
 
 # --- pictures -------------------------------------------------------------------------------------
+
+
+def _brought(image: Image.Image, plan: Plan, size: tuple[int, int]) -> Image.Image:
+    """What the model made, in (width, height) of the proportions that the plan asks for."""
+    return resize(spread(image, *size) if plan.is_spread else image, *size)
 
 
 def canvas(order: Order, files: Sequence[bytes]) -> tuple[Image.Image, Image.Image]:

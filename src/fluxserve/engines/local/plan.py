@@ -28,6 +28,7 @@ class Plan:
     height: int  # px
     out_width: int  # px, of the finished picture
     out_height: int  # px
+    is_spread: bool = False  # brought to that size by drawing its borders out, not by stretching
     references: tuple[tuple[int, int], ...]  # (width, height) in px, after resizing
     guidance: float
     num_steps: int
@@ -80,6 +81,7 @@ def plan(spec: ModelSpec, order: Order) -> Plan:
         height=height,
         out_width=out_width,
         out_height=out_height,
+        is_spread=spec.native_size is not None and task is Task.TEXT_TO_IMAGE,
         references=references,
         guidance=guidance,
         num_steps=order.num_steps,

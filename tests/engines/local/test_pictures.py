@@ -1,0 +1,95 @@
+"""The pictures around the steps: what a preview shows, and how large they may be."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageStat
+
+from fluxserve.core.ports import EncodedImage
+from fluxserve.core.request import OutputFormat
+from fluxserve.engines.local.pipelines import Pipeline
+from fluxserve.engines.local.runner import Runner
+from fluxserve.engines.local.turns import Turns
+from fluxserve.engines.local.wire import Order
+from fluxserve.flux import packing, weights
+from fluxserve.flux.autoencoder import from_pixels
+from fluxserve.flux.folder import embedded_folder
+from fluxserve.flux.sample import Sample
+from fluxserve.flux.weights import Model
+from fluxserve.images.codec import encode
+from tests.engines.local.test_wire import ORDER
+from tests.images.material import quadrants
+
+
+@pytest.fixture(autouse=True)
+def _calm() -> Iterator[None]:
+    """One thread: the machine may be shared, and waiting threads spin."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return weights.load(embedded_folder(), device="cpu", dtype="float32")
+
+
+def runner(model: Model) -> Runner:
+    turns = Turns(shared=False)
+    return Runner(Pipeline(model, turns), turns, memory_max_bytes=0)
+
+
+def order(task: str, *pictures: Image.Image, **changes: Any) -> tuple[Order, list[bytes]]:
+    """An order of one output, and its pictures as files."""
+    made = replace(
+        ORDER,
+        task=task,
+        sizes=tuple(picture.size for picture in pictures),
+        margins=None,
+        loras=(),
+        indexes=(0,),
+        num_steps=2,
+        **changes,
+    )
+    return made, [encode(picture, OutputFormat.PNG).data for picture in pictures]
+
+
+def finished(model: Model, sample: Sample, picture: Image.Image) -> None:
+    """Let the sample have come to a known picture."""
+    raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    pixels = raw.reshape(picture.height, picture.width, 3)
+    sample.latents = packing.pack(model.autoencoder.encode(from_pixels(pixels)))
+    sample.velocity = torch.zeros_like(sample.latents)
+    sample.step = sample.num_steps
+
+
+def difference(first: EncodedImage, second: EncodedImage) -> float:
+    """The mean one of all channels of the two in small, 0 .. 255."""
+    small = [Image.open(BytesIO(x.data)).convert("RGB").resize((32, 32)) for x in (first, second)]
+    return max(ImageStat.Stat(ImageChops.difference(*small)).mean)
+
+
+@pytest.mark.parametrize("size", [(512, 128), (96, 384)])
+@pytest.mark.parametrize("task", ["text_to_image", "edit", "image_to_image"])
+def test_a_preview_shows_the_same_part_of_the_picture_as_the_result(
+    model: Model, task: str, size: tuple[int, int]
+) -> None:
+    side = model.spec.native_size or 0
+    given = [] if task == "text_to_image" else [quadrants(*size)]
+    wanted, files = order(task, *given, width=size[0], height=size[1], strength=0.6)
+    found = runner(model)
+    plan = found.plan(wanted)
+    (sample,) = found.encode(wanted, files, plan, print)
+    picture = Image.new("RGB", (side, side), "white")
+    picture.paste(quadrants(side // 2, side // 2), (side // 4, side // 4))
+    finished(model, sample, picture)
+    look = found.glimpse(sample, plan)
+    assert look is not None
+    result = found.decode(wanted, files, plan, sample)
+    assert (result.width, result.height) == size
+    assert difference(look(), result) < 10
