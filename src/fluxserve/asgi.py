@@ -32,6 +32,7 @@ from fluxserve.ops import health
 from fluxserve.playground import landing
 from fluxserve.settings import Settings
 from fluxserve.signpost import Signpost
+from fluxserve.unread import Heard, leaves_unread, tell_and_hear_out
 
 # Links that are permission enough, for pages of any origin: outputs, and the uploads of fal.
 SIGNED_PATH = re.compile(r"/out/|(/[^/]+)?/storage/put/")
@@ -72,9 +73,13 @@ class Front:
         self._signpost = Signpost(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Asked(scope, receive, send)
+        heard = Heard(receive)
+        request = Asked(scope, heard, send)
         response = await self._answer(request, scope)
-        await response(scope, receive, send)
+        if leaves_unread(scope, response, heard):
+            await tell_and_hear_out(response, scope, heard, send)
+        else:
+            await response(scope, receive, send)
 
     async def _answer(self, request: Request, scope: Scope) -> Response:
         if why := await self._doorkeeper.refusal(request):
