@@ -10,6 +10,10 @@ from fluxserve.core.errors import Failure
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON, ImageRequest
 
+# What providers list, and the names they know repeats by, ends some day. Older than this, nothing
+# proves that a submission never happened.
+REMEMBERED_S = 86_400.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -42,6 +46,7 @@ class Lost:
     token: str
     model: str
     created_at: datetime
+    age_s: float
     facts: Mapping[str, str]  # of its letter
     order: Callable[[], Awaitable[Order]]  # the order again, inputs loaded
 

@@ -14,6 +14,7 @@ from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON, Approximation, ImageInput
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
+    REMEMBERED_S,
     Accepted,
     Doubtful,
     Ended,
@@ -97,6 +98,8 @@ class Fluxserve:
         return answer.is_success
 
     async def find(self, lost: Lost, taken: Taken) -> Accepted | Lookup:
+        if lost.age_s > REMEMBERED_S:
+            return Lookup.IMPOSSIBLE  # a repeat may be a second job by now
         order = await lost.order()
         try:
             return await self.submit(await self.prepare(order), order)

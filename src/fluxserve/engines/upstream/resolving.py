@@ -4,12 +4,13 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, FluxserveError, NotFound
 from fluxserve.core.prediction import Prediction
 from fluxserve.engines.upstream.answers import (
+    REMEMBERED_S,
     Accepted,
     Declared,
     Lookup,
@@ -27,6 +28,7 @@ LOOK_MAX_S = 5.0  # between two looks within the grace period
 # Past the deadline, and this many calls in a row without an answer: given up. One alone may mean
 # no more than that this server has been away, and that the network is not up yet.
 TROUBLES_MAX = 20
+LOOKED = "looked"  # a fact: when a look-up first came back with nothing
 
 
 async def look_up(
@@ -46,6 +48,7 @@ async def look_up(
         token=attempt.id,
         model=attempt.model,
         created_at=attempt.created_at,
+        age_s=_age_s(desk, attempt),
         facts=attempt.facts,
         order=order,
     )
@@ -121,9 +124,13 @@ async def _absent(
     desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
 ) -> None:
     """Not in the provider's list: after the grace period that proves that it never happened."""
-    grace_s = channel.spec.reconcile_grace_s
-    if _age_s(desk, attempt) < grace_s:
-        await _later(desk, attempt, min(LOOK_MAX_S, grace_s / 4))
+    if _age_s(desk, attempt) > REMEMBERED_S:
+        await _impossible(desk, attempt, prediction, channel)
+        return
+    left_s = _left_s(desk, attempt, channel)
+    if left_s > 0:
+        step_s = min(LOOK_MAX_S, channel.spec.reconcile_grace_s / 4)
+        await _wait(desk, attempt, min(step_s, left_s))
         return
     log.info("%s never reached %s; it is submitted again", attempt.prediction_id, channel.name)
     await _void(desk, attempt, prediction)
@@ -133,9 +140,9 @@ async def _impossible(
     desk: Desk, attempt: Attempt, prediction: Prediction | None, channel: Channel
 ) -> None:
     """The provider cannot be asked: a callback may still tell; else the operator's rule holds."""
-    left_s = channel.spec.reconcile_grace_s - _age_s(desk, attempt)
+    left_s = _left_s(desk, attempt, channel)
     if desk.callback_url(channel, attempt.id) and left_s > 0:
-        await _later(desk, attempt, left_s)
+        await _wait(desk, attempt, left_s)
     else:
         await _give_up(desk, attempt, prediction, channel)
 
@@ -185,6 +192,24 @@ async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> 
     if saved is not None and prediction is not None and is_ours(prediction, attempt):
         await desk.put_back(prediction)
     return saved
+
+
+def _left_s(desk: Desk, attempt: Attempt, channel: Channel) -> float:
+    """What is left of the grace period, which begins with the first look that came to nothing.
+
+    That look comes after the answer was lost, however long the submission took until then: not
+    before, the provider may still have been at it.
+    """
+    now = desk.clock()
+    looked = attempt.facts.get(LOOKED)
+    since = datetime.fromisoformat(looked) if looked else now
+    return channel.spec.reconcile_grace_s - (now - since).total_seconds()
+
+
+async def _wait(desk: Desk, attempt: Attempt, wait_s: float) -> None:
+    """Another look within the grace period."""
+    facts = {LOOKED: desk.clock().isoformat(), **attempt.facts}
+    await _later(desk, replace(attempt, trouble=0, facts=facts), wait_s, attempt)
 
 
 async def _later(
