@@ -223,9 +223,10 @@ class LocalEngine:
                 else:
                     yield await self._update(message, blobs, process.setup.spool)
         finally:
-            if not has_ended:
-                await _cancel(process, inbox, sent.id)
-            process.forget(sent.id)
+            if has_ended:
+                process.forget(sent.id)
+            else:
+                await process.drop(sent.id, inbox)
 
     async def _submit(
         self, job: Job, done: set[int], *, alone: bool
@@ -280,15 +281,6 @@ class LocalEngine:
                 return Output(index=message.index, image=image, seed=message.seed)
             case Note(text=text):
                 return Log(text=text)
-
-
-async def _cancel(process: EngineProcess, inbox: Inbox, job_id: str) -> None:
-    """Drop a job and wait until nothing of it runs; at most until the process is gone."""
-    await process.cancel(job_id)
-    while True:
-        news = await inbox.get()
-        if isinstance(news, Lost) or isinstance(news[0], Ended):
-            return
 
 
 def _take(path: Path) -> bytes:

@@ -224,13 +224,18 @@ class EngineProcess:
                 inbox = self._jobs.get(message.id)
                 if inbox is not None:
                     inbox.put_nowait((message, blobs))
+                elif isinstance(message, Made):
+                    self._throw_away(message.key)
             case _:
                 log.error("the engine said %s, which is not for us", type(message).__name__)
 
     # --- jobs -------------------------------------------------------------------------------------
 
     async def submit(self, order: Order, blobs: Sequence[bytes]) -> Inbox:
-        """Hand over a job; news of it come through the inbox. Lost when the process is away."""
+        """Hand over a job; news of it come through the inbox. Lost when the process is away.
+
+        A cancel meanwhile takes the job back, like `drop`.
+        """
         inbox: Inbox = asyncio.Queue()
         self._jobs[order.id] = inbox
         try:
@@ -238,11 +243,31 @@ class EngineProcess:
         except Lost:
             self.forget(order.id)
             raise
+        except asyncio.CancelledError:
+            await self.drop(order.id, inbox)  # what is written of it will arrive
+            raise
         return inbox
 
-    async def cancel(self, job_id: str) -> None:
-        with contextlib.suppress(Lost):
-            await self._say(Cancel(id=job_id), ())
+    async def drop(self, job_id: str, inbox: Inbox) -> None:
+        """Cancel a job and wait until nothing of it runs; at most until the process is gone."""
+        try:
+            with contextlib.suppress(Lost):
+                await self._say(Cancel(id=job_id), ())
+            while True:
+                news = await inbox.get()
+                if isinstance(news, Lost):
+                    return
+                match news[0]:
+                    case Made(key=key):
+                        self._throw_away(key)
+                    case Ended():
+                        return
+        finally:
+            self.forget(job_id)
+
+    def _throw_away(self, key: str) -> None:
+        """A finished picture that nobody waits for."""
+        (self.setup.spool / key).unlink(missing_ok=True)
 
     def forget(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
