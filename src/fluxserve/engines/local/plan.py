@@ -172,5 +172,6 @@ def _approximations(order: Order, *, steps: int, reads: int) -> tuple[str, ...]:
 def _first_step(order: Order, task: Task) -> int:
     if task is not Task.IMAGE_TO_IMAGE:
         return 0
-    kept = min(order.num_steps, max(1, int(order.num_steps * order.strength)))
-    return order.num_steps - kept
+    # Rounded as the reference pipeline does it; but where that leaves no step, one is run.
+    first = int(order.num_steps - order.num_steps * order.strength)
+    return max(0, min(first, order.num_steps - 1))
