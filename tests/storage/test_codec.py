@@ -40,8 +40,8 @@ maps = st.dictionaries(
     max_size=3,
 )
 blobs = st.builds(BlobRef)
-inputs = st.builds(ImageInput, blob=blobs, url=st.none()) | st.builds(
-    ImageInput, blob=st.none(), url=words
+inputs = st.builds(ImageInput, blob=blobs, url=st.none(), field_name=words) | st.builds(
+    ImageInput, blob=st.none(), url=words, field_name=words
 )
 
 

@@ -24,6 +24,7 @@ from fluxserve.core.errors import (
     TimedOut,
 )
 from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.inputs import load_inputs
 from fluxserve.core.live import Live, LiveBoard, progress_line
 from fluxserve.core.outcomes import Outcomes
 from fluxserve.core.ports import (
@@ -300,14 +301,13 @@ class Dispatcher:
 
     async def _job(self, prediction: Prediction) -> Job:
         request = prediction.request
-        images = [await self._intake.load(image) for image in request.images]
-        mask = await self._intake.load(request.mask) if request.mask else None
+        images, mask = await load_inputs(self._intake, request)
         first = Size(images[0].width, images[0].height) if images else None
         return Job(
             prediction_id=prediction.id,
             attempt=prediction.attempt,
             request=self._catalog.settle(request, first),
-            images=tuple(images),
+            images=images,
             mask=mask,
             key_id=prediction.origin.key_id,
             priority=prediction.priority,

@@ -67,6 +67,11 @@ class Failure:
     problems: tuple[Problem, ...] = ()
     retry_after_s: float | None = None
 
+    @property
+    def bare(self) -> str:
+        """The message without the name of its field, for those who say the name themselves."""
+        return self.message.removeprefix(f"{self.field}: ") if self.field else self.message
+
 
 class FluxserveError(Exception):
     """The root; `message` is written for the caller."""

@@ -57,6 +57,7 @@ class ImageInput:
 
     blob: BlobRef | None = None
     url: str | None = None
+    field_name: str = ""  # as the caller spelled it, for errors that come later; "": not known
 
     def __post_init__(self) -> None:
         assert (self.blob is None) != (self.url is None)

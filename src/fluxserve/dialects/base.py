@@ -381,7 +381,7 @@ async def take_image(
         if caller is not None:
             await check_upload(services, text, field_name, caller)
         await services.intake.check_url(text, field_name)
-        return ImageInput(url=text)
+        return ImageInput(url=text, field_name=field_name)
     return await services.intake.take_text(text, field_name)
 
 

@@ -66,7 +66,8 @@ class ImageIntake:
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.data).hexdigest())
         key = input_key(sha256, image.mime, self._clock())
         ref = await self._blobs.put(key, image.data, image.mime)
-        return ImageInput(blob=replace(ref, sha256=sha256, width=image.width, height=image.height))
+        ref = replace(ref, sha256=sha256, width=image.width, height=image.height)
+        return ImageInput(blob=ref, field_name=field_name)
 
     async def take_text(self, text: str, field_name: str) -> ImageInput:
         """The same for a data URI or bare base64."""

@@ -141,12 +141,17 @@ def unpack_blob(data: Decoded) -> BlobRef:
 
 
 def _pack_input(image: ImageInput) -> dict[str, Any]:
-    return {"url": image.url} if image.blob is None else {"blob": pack_blob(image.blob)}
+    held = {"url": image.url} if image.blob is None else {"blob": pack_blob(image.blob)}
+    return {**held, "field_name": image.field_name} if image.field_name else held
 
 
 def _unpack_input(data: Decoded) -> ImageInput:
     blob = data.get("blob")
-    return ImageInput(blob=None if blob is None else unpack_blob(blob), url=data.get("url"))
+    return ImageInput(
+        blob=None if blob is None else unpack_blob(blob),
+        url=data.get("url"),
+        field_name=data.get("field_name", ""),
+    )
 
 
 # --- the request and where it came from ----------------------------------------------------------

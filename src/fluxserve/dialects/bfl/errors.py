@@ -83,9 +83,7 @@ def error_body(status: int, failure: Failure) -> dict[str, JSON]:
 def _problems(failure: Failure) -> list[Problem]:
     if failure.problems:
         return [_worded(problem) for problem in failure.problems]
-    field = failure.field or ""
-    message = failure.message.removeprefix(f"{field}: ")
-    return [Problem(field=field, rule=Rule.OTHER, message=message)]
+    return [Problem(field=failure.field or "", rule=Rule.OTHER, message=failure.bare)]
 
 
 def _worded(problem: Problem) -> Problem:

@@ -83,8 +83,7 @@ def error(failure: Failure) -> tuple[int, JSON]:
         return status, {"detail": details, "message": message, "error_type": type_}
     message = failure.message
     if status in LOCATED:
-        at: list[JSON] = ["body", _theirs(failure.field)] if failure.field else ["body"]
-        details = [{"loc": at, "msg": message, "type": type_}]
+        details = [{"loc": _at(failure.field or ""), "msg": failure.bare, "type": type_}]
         return status, {"detail": details, "message": message, "error_type": type_}
     return status, {"detail": message, "message": message, "error_type": type_}
 
@@ -117,11 +116,13 @@ def failure_of(prediction: Prediction) -> Failure | None:
 
 
 def _located(problem: Problem) -> JSON:
-    at: list[JSON] = ["body"]
-    if problem.field:
-        at += [int(part) if part.isdecimal() else part for part in _parts(problem.field)]
     message = "field required" if problem.rule is Rule.REQUIRED else problem.message
-    return {"loc": at, "msg": message, "type": _type(problem)}
+    return {"loc": _at(problem.field), "msg": message, "type": _type(problem)}
+
+
+def _at(name: str) -> list[JSON]:
+    """Where a field is: the body, its name, and its place in a list."""
+    return ["body", *(int(part) if part.isdecimal() else part for part in _parts(name))]
 
 
 def _type(problem: Problem) -> str:

@@ -31,10 +31,11 @@ from fluxserve.core.errors import (
 )
 from fluxserve.core.events import EventKind
 from fluxserve.core.ids import to_uuid
+from fluxserve.core.inputs import load_input
 from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, ImageInput, ImageParams, Origin, Task
-from fluxserve.dialects.base import Services, bearer, check_upload, failed, read_object, take_image
+from fluxserve.dialects.base import Services, bearer, failed, read_object, take_image
 from fluxserve.dialects.openai import answers
 from fluxserve.dialects.openai.answers import NAME
 from fluxserve.dialects.openai.errors import error, error_headers, failure_of
@@ -218,8 +219,8 @@ class Images:
             return None
         if isinstance(source, str):
             if is_url(source):
-                await check_upload(self.services, source.strip(), "mask", caller)
-                source = (await self.services.intake.fetch(source.strip())).data
+                far = await take_image(self.services, source, "mask", caller)
+                source = (await load_input(self.services.intake, far)).data
             else:
                 taken = await self.services.intake.take_text(source, "mask")
                 assert taken.blob is not None, "inline pictures are stored"

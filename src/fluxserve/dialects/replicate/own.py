@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fluxserve.core.access import Caller
 from fluxserve.core.errors import InvalidRequest, NotFound, Problem, Rule
 from fluxserve.core.ids import parse_id
+from fluxserve.core.inputs import load_input
 from fluxserve.core.request import JSON, ImageInput
 from fluxserve.dialects.base import Services, take_image
 from fluxserve.dialects.delivery import FILE_PATH, OUT_PATH, own_blob
@@ -116,6 +117,6 @@ async def sized(services: Services, taken: Taken, name: str) -> None:
     """Bring the picture of a field in whose size must be known now, though it was a URL."""
     images = taken.pictures.get(name, ())
     if images and images[0].url is not None:
-        fetched = await services.intake.fetch(images[0].url)
+        fetched = await load_input(services.intake, images[0])
         stored = await services.intake.take(fetched.data, f"input.{name}")
         taken.pictures[name] = (stored, *images[1:])

@@ -20,6 +20,7 @@ from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.inputs import load_inputs
 from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
 from fluxserve.core.prediction import Prediction, PredictionStatus
@@ -92,8 +93,7 @@ class Desk:
     ) -> Order:
         """The share `part` of a prediction as an order, its inputs loaded and its size settled."""
         request = prediction.request
-        images = [await self.intake.load(image) for image in request.images]
-        mask = await self.intake.load(request.mask) if request.mask else None
+        images, mask = await load_inputs(self.intake, request)
         first = Size(images[0].width, images[0].height) if images else None
         settled = self.catalog.settle(request, first)
         per = channel.provider.outputs_max(model)
@@ -105,7 +105,7 @@ class Desk:
             token=token,
             model=model,
             request=share,
-            images=tuple(images),
+            images=images,
             mask=mask,
             callback_url=self.callback_url(channel, token),
         )
