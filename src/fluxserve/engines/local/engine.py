@@ -162,7 +162,11 @@ class LocalEngine:
             return None
         side = (request.width or 1024, request.height or 1024)
         wanted = order(
-            request, job_id="", sizes=[side] * len(request.images), go_fast=self._go_fast
+            request,
+            job_id="",
+            sizes=[side] * len(request.images),
+            has_mask=request.mask is not None,
+            go_fast=self._go_fast,
         )
         try:
             found = plan(self._spec, wanted)
