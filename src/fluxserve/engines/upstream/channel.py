@@ -1,7 +1,7 @@
 """Channels: one account at one provider each, and how well it is doing."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -31,6 +31,10 @@ _VERSION_PATH: Mapping[ChannelKind, str] = {
     ChannelKind.OPENAI: "/v1",
     ChannelKind.FLUXSERVE: "/fluxserve/v1",
 }
+
+
+# A submission is waited for at least this long, where its answer is the picture itself.
+_SUBMITS_S: Mapping[ChannelKind, float] = {ChannelKind.OPENAI: 300.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +95,19 @@ class ChannelSpec:
 
 
 def check(spec: ChannelSpec) -> ChannelSpec:
-    """The same spec; StartupError naming what is wrong with it."""
+    """The spec to work by, with the patience its kind needs; StartupError where it cannot work.
+
+    All who work on the channel have to go by the same times: one that expects a submission to be
+    over while another still waits for its answer would take it for lost.
+    """
     if not spec.base_url.startswith(("http://", "https://")):
         raise StartupError(f"upstream {spec.name}: base_url must start with http:// or https://")
     if not spec.key and spec.kind is not ChannelKind.FLUXSERVE:
         raise StartupError(f"upstream {spec.name}: set the environment variable of key_env")
     if not spec.models:
         raise StartupError(f"upstream {spec.name}: models must name at least one model")
-    return spec
+    longest_s = max(spec.submit_timeout_s, _SUBMITS_S.get(spec.kind, 0.0))
+    return replace(spec, submit_timeout_s=longest_s)
 
 
 class ChannelState(StrEnum):

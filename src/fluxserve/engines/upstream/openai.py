@@ -6,7 +6,6 @@ There is nothing to poll, cancel or look up: a lost answer stays unknown.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fluxserve.core.errors import InvalidRequest
@@ -36,7 +35,6 @@ from fluxserve.images.inline import decode_base64
 
 OPENAIS_OWN = ("gpt-image", "dall-e", "chatgpt-image")  # models that refuse unknown fields
 OWN_SIZES = both_ways([(1024, 1024), (1536, 1024)])
-SUBMIT_TIMEOUT_S = 300.0  # the answer waits for the picture
 
 
 class Openai:
@@ -45,8 +43,8 @@ class Openai:
     can_poll = False
 
     def __init__(self, spec: ChannelSpec, guard: Guard) -> None:
-        self.spec = replace(spec, submit_timeout_s=max(spec.submit_timeout_s, SUBMIT_TIMEOUT_S))
-        self.wire = Wire(self.spec, {"authorization": f"Bearer {spec.key}"}, guard)
+        self.spec = spec
+        self.wire = Wire(spec, {"authorization": f"Bearer {spec.key}"}, guard)
 
     async def picture(self, url: str) -> bytes:
         return await self.wire.picture(url)

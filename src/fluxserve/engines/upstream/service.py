@@ -49,11 +49,11 @@ def channels_of(
     """Channels by name; StartupError for a specification that cannot work."""
     return {
         spec.name: Channel(
-            spec=check(spec),
+            spec=spec,
             provider=KINDS[spec.kind](spec, guard),
             health=ChannelHealth(spec=spec, clock=ticks),
         )
-        for spec in specs
+        for spec in map(check, specs)
     }
 
 
@@ -228,7 +228,9 @@ def _told(attempt: Attempt, upstream_id: str | None, at: datetime) -> Attempt | 
     if attempt.state not in (AttemptState.INTENT, AttemptState.UNKNOWN) or upstream_id is None:
         return None
     accepted = AttemptState.ACCEPTED
-    return replace(attempt, state=accepted, upstream_id=upstream_id, failure=None, next_at=at)
+    return replace(
+        attempt, state=accepted, upstream_id=upstream_id, failure=None, next_at=at, trouble=0
+    )
 
 
 def _report(channel: Channel) -> ChannelReport:
