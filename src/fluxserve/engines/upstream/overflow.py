@@ -5,7 +5,7 @@ same channel before it was full.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from fluxserve.core.attempts import Attempt
 from fluxserve.core.errors import Unavailable
@@ -18,10 +18,8 @@ log = logging.getLogger(__name__)
 class Overflow:
     """What one channel's queue has to do with the others."""
 
-    def __init__(
-        self, desk: Desk, channel: Channel, serve: Callable[[Prediction], Awaitable[None]]
-    ) -> None:
-        """`serve` goes on with a prediction of which something is submitted already."""
+    def __init__(self, desk: Desk, channel: Channel, serve: Callable[[Prediction], None]) -> None:
+        """`serve` starts work on a prediction of which something is submitted already."""
         self._desk = desk
         self._channel = channel
         self._serve = serve
@@ -43,7 +41,7 @@ class Overflow:
         if prediction.attempt > 1:
             earlier = await self._desk.attempts.of(prediction.id)
         if any(attempt.state.is_open for attempt in earlier):
-            await self._serve(prediction)
+            self._serve(prediction)
             return True
         tried = frozenset(a.channel for a in earlier if a.refused) | {self._channel.name}
         other = self._roomy(prediction, tried)

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fluxserve.core.attempts import Attempt, AttemptState
@@ -14,12 +15,10 @@ from fluxserve.core.errors import (
     ErrorCode,
     Failure,
     FluxserveError,
-    Unavailable,
     UnknownModel,
 )
 from fluxserve.core.ids import new_id
 from fluxserve.core.prediction import Prediction
-from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
     Accepted,
     Declared,
@@ -31,9 +30,9 @@ from fluxserve.engines.upstream.answers import (
     Working,
 )
 from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause
-from fluxserve.engines.upstream.channel import ChannelState
 from fluxserve.engines.upstream.following import Follower
 from fluxserve.engines.upstream.overflow import Overflow
+from fluxserve.engines.upstream.recourse import Recourse, failure_of, is_resting
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +52,13 @@ class Submitter:
         self._look_s = ALONE_LOOK_S if is_alone else LOOK_S
         self._channel = channel
         self._follower = follower
-        self._overflow = Overflow(desk, channel, self._serve)
+        self._overflow = Overflow(desk, channel, self._begin)
+        self._recourse = Recourse(desk, channel, self._begin)
         self._wake = asyncio.Event()
         # By start and not by id: after a lost lease two starts may meet for a moment.
         self._serving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
         self._wants_room = False
-        self._waiting: Prediction | None = None  # the first in the queue of a resting channel
 
     async def start(self) -> None:
         self._channel.on_room = self._has_room
@@ -71,6 +70,7 @@ class Submitter:
         if self._loop:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
+        self._recourse.stop()
         if self._serving:
             await asyncio.wait(self._serving.values(), timeout=20.0)
         for task in self._serving.values():
@@ -107,15 +107,13 @@ class Submitter:
 
     async def _claim_all(self) -> None:
         while True:
-            is_resting = self._channel.health.state is ChannelState.RESTING
+            rests = is_resting(self._channel)
             room = min(self._channel.health.room, SUBMITS_MAX) - len(self._serving)
-            self._wants_room = not is_resting and room <= 0
-            if not is_resting:
-                self._waiting = None
+            self._wants_room = not rests and room <= 0
             is_over = self._wants_room and self._overflow.is_promising()
             if self._wants_room and not is_over:
                 return
-            if self._waiting and self._must_wait(self._waiting):
+            if self._recourse.must_wait():
                 return
             at = self._desk.clock()
             until = at + self._desk.seconds(self._desk.lease_s)
@@ -132,41 +130,14 @@ class Submitter:
                 return
             if is_over:
                 continue
-            if is_resting and not await self._divert(prediction):
+            if rests and not await self._recourse.divert(prediction):
                 return
-            if not is_resting:
-                task = asyncio.create_task(self._serve(prediction), name=f"send {prediction.id}")
-                self._serving[prediction.id, prediction.attempt] = task
+            if not rests:
+                self._begin(prediction)
 
-    async def _divert(self, prediction: Prediction) -> bool:
-        """While the channel rests: hand on or end what cannot wait; False when it can."""
-        open_ones = await self._desk.attempts.of(prediction.id)
-        if any(attempt.state.is_open for attempt in open_ones):
-            await self._serve(prediction)  # nothing of it needs the channel to be well
-            return True
-        self._waiting = None
-        if (other := self._well_route(prediction)) is not None:
-            await self._desk.put_back(prediction, other)
-        elif self._has_waited(prediction):
-            reason = self._channel.health.trouble or f"{self._channel.name} is resting"
-            failure = Failure(code=ErrorCode.UPSTREAM_FAILED, message=reason)
-            await self._desk.refuse(prediction, failure)
-        else:
-            self._waiting = prediction
-            await self._desk.put_back(prediction)
-            return False
-        return True
-
-    def _must_wait(self, prediction: Prediction) -> bool:
-        """Whether nothing has come up for one that waits: no claim is written to find that out."""
-        return self._well_route(prediction) is None and not self._has_waited(prediction)
-
-    def _well_route(self, prediction: Prediction) -> str | None:
-        """Another route that does not rest."""
-        other = self._other_route(prediction, {self._channel.name})
-        channel = self._desk.channels.get(other or "")
-        is_resting = channel is not None and channel.health.state is ChannelState.RESTING
-        return None if is_resting else other
+    def _begin(self, prediction: Prediction) -> None:
+        task = asyncio.create_task(self._serve(prediction), name=f"send {prediction.id}")
+        self._serving[prediction.id, prediction.attempt] = task
 
     async def _serve(self, prediction: Prediction) -> None:
         try:
@@ -194,16 +165,40 @@ class Submitter:
         # A first start has nothing behind it.
         is_first = prediction.attempt == 1
         earlier = () if is_first else await self._desk.attempts.of(prediction.id)
-        held = [a for a in earlier if a.state.is_open]
-        for attempt in held:
-            await self._follower.adopt(attempt, prediction)
-        model = self._model(prediction)
-        per = self._channel.provider.outputs_max(model)
-        parts = held[0].parts if held else math.ceil(prediction.request.num_outputs / per)
+        held = [attempt for attempt in earlier if attempt.state.is_open]
+        if not await self._adopt_all(held, prediction):
+            return
+        model = held[0].model if held else self._model(prediction)
+        pictures, per = prediction.request.num_outputs, self._channel.provider.outputs_max(model)
+        parts = math.ceil(pictures / per)
+        if held and parts != held[0].parts:
+            text = f"{pictures} pictures were begun in {held[0].parts} parts, not in {parts}"
+            failure = Failure(code=ErrorCode.UPSTREAM_FAILED, message=text)
+            await self._desk.refuse(prediction, failure)
+            return
         taken = {attempt.part for attempt in held}
         for part in range(parts):
-            if part not in taken and not await self._submit(prediction, model, part, parts):
+            if part in taken:
+                continue
+            if not held:
+                sent = await self._submit(prediction, model, part, parts)
+            else:
+                async with self._recourse.rested(prediction, held) as is_well:
+                    sent = await self._submit(prediction, model, part, parts) if is_well else None
+            if sent is None:
                 return
+            held.append(sent)
+
+    async def _adopt_all(self, held: Sequence[Attempt], prediction: Prediction) -> bool:
+        """Take over what is open; whether parts are missing, and to be submitted here."""
+        is_whole = bool(held) and len({attempt.part for attempt in held}) == held[0].parts
+        is_ours = all(attempt.channel == self._channel.name for attempt in held)
+        if not is_whole and not is_ours and held[0].channel in self._desk.channels:
+            await self._desk.put_back(prediction, held[0].channel)
+            return False
+        for attempt in held:
+            await self._follower.adopt(attempt, prediction)
+        return not is_whole and is_ours
 
     def _model(self, prediction: Prediction) -> str:
         card = self._desk.catalog.card(prediction.request.model)
@@ -213,8 +208,10 @@ class Submitter:
             raise UnknownModel(text, field="model")
         return theirs
 
-    async def _submit(self, prediction: Prediction, model: str, part: int, parts: int) -> bool:
-        """One part, from its inputs to the provider's answer; False when it was refused."""
+    async def _submit(
+        self, prediction: Prediction, model: str, part: int, parts: int
+    ) -> Attempt | None:
+        """One part, from its inputs to the provider's answer; None when it was refused."""
         desk, channel = self._desk, self._channel
         token = new_id()
         try:
@@ -224,13 +221,13 @@ class Submitter:
             # As a row, so that no two channels send a prediction back and forth for ever.
             attempt = await self._intend(prediction, model, Letter(path=""), token, (part, parts))
             await self._refused(prediction, attempt, refused)
-            return False
+            return None
         attempt = await self._intend(prediction, model, letter, token, (part, parts))
         try:
             accepted = await self._post(attempt, order, letter)
         except Refused as refused:
             await self._refused(prediction, attempt, refused)
-            return False
+            return None
         except Declared as declared:
             ended = replace(
                 attempt, state=AttemptState.FAILED, failure=declared.failure, next_at=None
@@ -238,27 +235,27 @@ class Submitter:
             log.error("%s: %s", prediction.id, declared.failure.message)
             await desk.close(attempt, ended)
             await desk.refuse(prediction, declared.failure)
-            return False
+            return None
         except Doubtful as doubt:
             await self._doubt(attempt, str(doubt))
-            return True
+            return attempt
         finally:
             desk.in_flight.discard(attempt.id)
         channel.health.went_well()
         channel.health.submitted += 1
         await self._accepted(attempt, accepted)
-        return True
+        return attempt
 
     async def _refused(self, prediction: Prediction, attempt: Attempt, refused: Refused) -> None:
         """It provably did not happen."""
         self._desk.in_flight.discard(attempt.id)
-        sharper = self._judged(refused)
-        failure = _failure_of(sharper)
+        sharper = self._recourse.judged(refused)
+        failure = failure_of(sharper)
         void = replace(
             attempt, state=AttemptState.VOID, failure=failure, refused=True, next_at=None
         )
         await self._desk.close(attempt, void)
-        await self._after_refusal(prediction, sharper)
+        await self._recourse.after(prediction, sharper)
 
     async def _intend(
         self,
@@ -340,55 +337,3 @@ class Submitter:
             self._desk.expect(next_at)
         else:
             await self._follower.settle(saved, accepted.state, self._channel)
-
-    def _judged(self, refused: Refused) -> Refused:
-        """Note what a refusal says of the channel; tell the content check from other refusals."""
-        health = self._channel.health
-        if refused.kind is Refusal.INPUT and reading.is_moderation(refused.message):
-            refused = Refused(Refusal.CONTENT, refused.message)
-        health.refused += 1
-        if refused.kind.is_trouble:
-            health.had_trouble(refused.message, rest_s=refused.retry_after_s)
-            log.warning("%s rests: %s", self._channel.name, refused.message)
-        else:
-            if refused.kind is Refusal.MODEL:
-                log.warning("%s does not serve it: %s", self._channel.name, refused.message)
-            health.went_well()
-        return refused
-
-    async def _after_refusal(self, prediction: Prediction, refused: Refused) -> None:
-        """Nothing was submitted: another route, or later, or the end."""
-        earlier = await self._desk.attempts.of(prediction.id)
-        tried = {a.channel for a in earlier if a.refused} | {self._channel.name}
-        other = None
-        if refused.kind is not Refusal.CONTENT:
-            other = self._other_route(prediction, tried)
-        if other is not None:
-            log.info("%s goes on to %s", prediction.id, other)
-            await self._desk.put_back(prediction, other)
-        elif refused.kind.passes and not self._has_waited(prediction):
-            await self._desk.put_back(prediction)
-        else:
-            await self._desk.refuse(prediction, _failure_of(refused))
-
-    def _other_route(self, prediction: Prediction, tried: set[str]) -> str | None:
-        card = self._desk.catalog.card(prediction.request.model)
-        try:
-            return self._desk.router.choose(card, prediction.request, but=sorted(tried))
-        except Unavailable:
-            return None
-
-    def _has_waited(self, prediction: Prediction) -> bool:
-        age_s = (self._desk.clock() - prediction.created_at).total_seconds()
-        return age_s >= self._channel.spec.patience_s
-
-
-_CODES = {
-    Refusal.CONTENT: ErrorCode.INPUT_REFUSED,
-    Refusal.RATE: ErrorCode.RATE_LIMITED,
-}
-
-
-def _failure_of(refused: Refused) -> Failure:
-    code = _CODES.get(refused.kind, ErrorCode.UPSTREAM_FAILED)
-    return Failure(code=code, message=refused.message, retry_after_s=refused.retry_after_s)
