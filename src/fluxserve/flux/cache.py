@@ -42,11 +42,21 @@ class Cache(Generic[V]):
         self._put(key, value)
         return value
 
+    def clear(self) -> None:
+        """Let go of all values; the counters go on."""
+        with self._lock:
+            self._values.clear()
+            self._bytes = 0
+
     def _put(self, key: Hashable, value: V) -> None:
+        """A value that is too large for the whole cache makes no other one go."""
+        size = self._size_of(value)
+        if size > self._bytes_max:
+            return
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
-                self._bytes += self._size_of(value)
+                self._bytes += size
             while self._bytes > self._bytes_max and self._values:
                 _, oldest = self._values.popitem(last=False)
                 self._bytes -= self._size_of(oldest)

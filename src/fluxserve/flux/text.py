@@ -62,6 +62,10 @@ class TextEncoder:
         )
         return TextEmbedding(tokens=self.t5(long)[0], pooled=self.clip(short)[0])
 
+    def forget(self) -> None:
+        """Let go of the embeddings of prompts seen before."""
+        self._cache.clear()
+
     @property
     def cache_stats(self) -> CacheStats:
         return self._cache.stats

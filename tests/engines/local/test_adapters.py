@@ -43,7 +43,7 @@ def test_the_same_bytes_are_read_once_whatever_the_scale() -> None:
     (a,), (b,) = one.adapter["doubles.0.image.qkv"], two.adapter["doubles.0.image.qkv"]
     assert a.down.data_ptr() == b.down.data_ptr()
     assert (a.scale, b.scale) == (1.0, 0.5)
-    assert (adapters.hits, adapters.misses) == (1, 1)
+    assert (adapters.stats.hits, adapters.stats.misses) == (1, 1)
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     path.write_bytes(data(0))
     before = adapters.get(path).adapter["doubles.0.image.qkv"][0].up
     adapters.get(path)
-    assert adapters.hits == 1
+    assert adapters.stats.hits == 1
     path.unlink()
     path.write_bytes(data(1) + b"")
     path.touch()
@@ -65,19 +65,18 @@ def test_the_one_unused_for_longest_goes_first() -> None:
     adapters.get(data(1))
     adapters.get(data(0))
     adapters.get(data(2))
-    assert len(adapters) == 2
-    assert adapters.size_bytes <= 2 * BYTES
+    assert adapters.stats.size_bytes == 2 * BYTES
     adapters.get(data(0))
-    assert adapters.misses == 3
+    assert adapters.stats.misses == 3
     adapters.get(data(1))
-    assert adapters.misses == 4
+    assert adapters.stats.misses == 4
     assert held.adapter["doubles.0.image.qkv"][0].up.isfinite().all()
 
 
 def test_what_is_larger_than_the_cache_is_used_and_not_kept() -> None:
     adapters = cache(BYTES - 1)
     assert adapters.get(data(0)).adapter
-    assert len(adapters) == 0
+    assert adapters.stats.size_bytes == 0
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 10.5, -11.0])

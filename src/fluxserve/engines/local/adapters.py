@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fluxserve.flux import lora
+from fluxserve.flux.cache import Cache, CacheStats
 from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.lora import Lora
 from fluxserve.flux.prepare import Adapter
@@ -32,16 +32,14 @@ class Adapters:
         self, spec: TransformerSpec, device: torch.device, dtype: torch.dtype, *, bytes_max: int
     ) -> None:
         self._spec, self._device, self._dtype = spec, device, dtype
-        self._bytes_max = bytes_max
-        self._kept: OrderedDict[str, Lora] = OrderedDict()
-        self.hits = self.misses = 0
+        self._kept: Cache[Lora] = Cache(bytes_max, lambda kept: kept.size_bytes)
 
     @property
-    def size_bytes(self) -> int:
-        return sum(kept.size_bytes for kept in self._kept.values())
+    def stats(self) -> CacheStats:
+        return self._kept.stats
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def clear(self) -> None:
+        self._kept.clear()
 
     def get(self, source: Path | bytes, scale: float = 1.0) -> Found:
         """The LoRA in `source` at a scale; WeightsError says what is wrong with it.
@@ -50,18 +48,9 @@ class Adapters:
         """
         if not math.isfinite(scale) or abs(scale) > SCALE_MAX:
             raise WeightsError(f"LoRA scale: from -{SCALE_MAX:g} to {SCALE_MAX:g}, not {scale}")
-        key = _key(source)
-        kept = self._kept.get(key)
-        if kept is None:
-            self.misses += 1
-            kept = lora.read(source, self._spec).to(self._device, self._dtype)
-            if kept.size_bytes <= self._bytes_max:
-                self._kept[key] = kept
-        else:
-            self.hits += 1
-            self._kept.move_to_end(key)
-        while self.size_bytes > self._bytes_max:
-            self._kept.popitem(last=False)
+        kept = self._kept.get(
+            _key(source), lambda: lora.read(source, self._spec).to(self._device, self._dtype)
+        )
         return Found(kept.scaled(scale), kept.text_layers)
 
 

@@ -7,10 +7,24 @@ failed: what is tried next would find that much less memory. So the errors end h
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fluxserve.engines.local.run import DeviceLost, H, NoRoom, Spoiled, Worker
+from fluxserve.engines.local.run import (
+    Decoded,
+    DeviceLost,
+    Encoded,
+    Glimpsed,
+    H,
+    Lane,
+    LaneFailed,
+    LaneFull,
+    NoRoom,
+    Outcome,
+    Run,
+    Spoiled,
+    Worker,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +49,21 @@ def advance(worker: Worker[H], samples: Sequence[H]) -> Failure | None:
     except Exception:
         return Failure(trace=traceback.format_exc())
     return None
+
+
+def outcome(
+    lane: Lane,
+    run: Run[H],
+    work: Callable[[], Encoded[H] | Decoded[H] | Glimpsed[H]],
+    *,
+    is_last: bool = False,
+) -> Outcome[H]:
+    """What comes of a lane's work, good or bad; without room it is tried again unless `is_last`."""
+    try:
+        return work()
+    except NoRoom as error:
+        if is_last:
+            return LaneFailed(run, error)
+    except Exception as error:
+        return LaneFailed(run, error)
+    return LaneFull(run, lane, work)

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol
+from typing import Generic
 
 from fluxserve.core.errors import EngineError, ErrorCode, FluxserveError, OutOfMemory
 from fluxserve.core.ports import EncodedImage
-from fluxserve.engines.local.attempt import advance
+from fluxserve.engines.local.attempt import advance, outcome
 from fluxserve.engines.local.policy import Forecast, Sample, Step
 from fluxserve.engines.local.run import (
     Arrived,
@@ -24,7 +24,9 @@ from fluxserve.engines.local.run import (
     Encoded,
     Glimpsed,
     H,
+    Lane,
     LaneFailed,
+    LaneFull,
     News,
     NoRoom,
     Run,
@@ -43,10 +45,6 @@ RETRIES_MAX = 1  # of a step with one sample that fails for no known reason
 
 Send = Callable[[Up, Sequence[bytes]], None]
 Keep = Callable[[str, int, EncodedImage], str]  # stores a finished picture, returns its key
-
-
-class Lane(Protocol):
-    def give(self, work: Callable[[], None]) -> None: ...
 
 
 class Loop(Generic[H]):
@@ -143,6 +141,8 @@ class Loop(Generic[H]):
                     raise error
                 run.in_lanes -= 1
                 self._fail(run, error)
+            case LaneFull():
+                self._give_again(message)
             case Stop():
                 self._is_stopping = True
 
@@ -197,14 +197,16 @@ class Loop(Generic[H]):
     ) -> None:
         """Let a lane work for a run; what comes of it, good or bad, goes to the inbox."""
 
-        def guarded() -> None:
-            try:
-                self._inbox.put(work())
-            except Exception as error:
-                self._inbox.put(LaneFailed(run, error))
-
         run.in_lanes += 1
-        lane.give(guarded)
+        lane.give(lambda: self._inbox.put(outcome(lane, run, work)))
+
+    def _give_again(self, full: LaneFull[H]) -> None:
+        """A lane's work that found no room, once more: steps wait, so none is in its way."""
+        log.warning("%s: out of memory beside the steps; they wait for it", full.run.id)
+        self._worker.make_room()
+        told = SimpleQueue[News[H]]()
+        full.lane.give(lambda: told.put(outcome(full.lane, full.run, full.work, is_last=True)))
+        self._take(told.get())
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -236,12 +238,15 @@ class Loop(Generic[H]):
         return () if failure.spoiled else self._search(step, members[0][0], failure.trace)
 
     def _lessen(self, step: Step, first: Run[H]) -> Sequence[Step]:
-        """A step had no room: a smaller one; a single request has nothing to give up and fails."""
+        """A step had no room: a smaller one; of a single request once more, with what was spared."""
         self._worker.make_room()
         smaller = self._scheduler.shrink(step)
         if smaller is not None:
             log.warning("out of memory: from %d rows to %d", step.load.rows, smaller.load.rows)
             return (smaller,)
+        if not first.is_starved:
+            first.is_starved = True
+            return (step,)
         self._fail(first, OutOfMemory("the device has too little memory for this request"))
         return ()
 
@@ -266,6 +271,7 @@ class Loop(Generic[H]):
             run.shared += len(members)
             run.first_step_at = began if run.first_step_at is None else run.first_step_at
             run.last_step_at = now
+            run.is_starved = False
             self._show(run, index)
             if f"{run.id}/{index}" in done:
                 sample = run.samples.pop(index)

@@ -61,6 +61,13 @@ class Pipeline:
             "rotations": self.model.rotations.stats,
         }
 
+    def forget(self) -> None:
+        """Let go of all that is only kept in case it is asked for again."""
+        self._adapters.clear()
+        self._references.clear()
+        self.model.text.forget()
+        self.model.rotations.clear()
+
     # --- encode -----------------------------------------------------------------------------------
 
     def encode(self, order: Order, files: Sequence[bytes], plan: Plan, note: Note) -> Condition:

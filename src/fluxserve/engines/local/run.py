@@ -31,6 +31,14 @@ class DeviceLost(Exception):
     """The device answers nothing any more; only a new process can go on."""
 
 
+class Lane(Protocol):
+    """A thread that does what it is given, in order."""
+
+    def give(self, work: Callable[[], None]) -> None:
+        """`work` handles its own errors."""
+        ...
+
+
 class Worker(Protocol[H]):
     """The device and its model, as the loop sees them."""
 
@@ -87,6 +95,7 @@ class Run(Generic[H]):
     steps: int = 0  # noise levels of all outputs together
     calls: int = 0  # of the model, likewise
     retries: int = 0
+    is_starved: bool = False  # its next step found no room even alone, and is tried once more
     shared: int = 0  # samples that were in the same forwards, this one's included
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -162,6 +171,15 @@ class LaneFailed(Generic[H]):
 
 
 @dataclass(frozen=True, slots=True)
+class LaneFull(Generic[H]):
+    """A lane's work found no room; it is to be done again while no step is in its way."""
+
+    run: Run[H]
+    lane: Lane
+    work: Callable[[], Encoded[H] | Decoded[H] | Glimpsed[H]]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     order: Order
     files: Sequence[bytes]
@@ -172,4 +190,5 @@ class Stop:
     pass
 
 
-News: TypeAlias = Arrived | Cancel | Encoded[H] | Decoded[H] | Glimpsed[H] | LaneFailed[H] | Stop
+Outcome: TypeAlias = Encoded[H] | Decoded[H] | Glimpsed[H] | LaneFailed[H] | LaneFull[H]
+News: TypeAlias = Arrived | Cancel | Outcome[H] | Stop

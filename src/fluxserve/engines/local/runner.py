@@ -186,7 +186,13 @@ class Runner:
             raise _understood(error) from error
 
     def glimpse(self, made: Sample, plan: Plan) -> Callable[[], EncodedImage] | None:
-        pixels = self._pipeline.glimpse(made)
+        try:
+            pixels = self._pipeline.glimpse(made)
+        except RuntimeError as error:
+            understood = _understood(error)
+            if isinstance(understood, NoRoom):
+                return None  # the picture matters more
+            raise understood from error
         return None if pixels is None else lambda: encode_glimpse(pixels, plan)
 
     def decode(
@@ -198,8 +204,9 @@ class Runner:
             raise _understood(error) from error
 
     def make_room(self) -> None:
-        """Tensors that only a failed step still holds go first, then what torch keeps of them."""
-        gc.collect()
+        """What is kept in case it is asked for again goes, and what torch keeps for new tensors."""
+        self._pipeline.forget()
+        gc.collect()  # tensors that only hang in a circle with the frames of what failed
         if self._is_cuda:
             torch.cuda.empty_cache()
 
