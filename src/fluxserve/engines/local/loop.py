@@ -238,7 +238,7 @@ class Loop(Generic[H]):
         return () if failure.spoiled else self._search(step, members[0][0], failure.trace)
 
     def _lessen(self, step: Step, first: Run[H]) -> Sequence[Step]:
-        """A step had no room: a smaller one; of a single request once more, with what was spared."""
+        """A step had no room: a smaller one; a single request once more with what was spared."""
         self._worker.make_room()
         smaller = self._scheduler.shrink(step)
         if smaller is not None:

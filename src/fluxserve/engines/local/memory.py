@@ -199,7 +199,11 @@ def device_bytes(device: torch.device) -> int:
 def available_bytes(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Main memory that can be used without swapping: of the machine, and of the container."""
+    """Main memory that can be used without swapping: of the machine, and of the container.
+
+    Pages of files count as used there until somebody needs the room, so they count as free here:
+    otherwise the weights that were just read would leave no room for themselves.
+    """
     known = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if meminfo.exists():
         for line in meminfo.read_text(encoding="ascii").splitlines():
@@ -210,4 +214,13 @@ def available_bytes(
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return known
-    return min(known, limit - used)
+    return min(known, limit - max(0, used - _file_bytes(cgroup / "memory.stat")))
+
+
+def _file_bytes(stat: Path) -> int:
+    """Bytes of files that a container keeps in memory and can drop at any time."""
+    try:
+        lines = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return 0
+    return sum(int(line[1]) for line in lines if line[0] in ("inactive_file", "active_file"))
