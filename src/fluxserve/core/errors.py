@@ -53,8 +53,17 @@ class Problem:
     message: str
     limit: float | None = None  # MIN, MAX, MAX_ITEMS
     choices: tuple[str, ...] = ()  # CHOICE
-    expected: str = ""  # TYPE, FORMAT: the JSON type or format that was wanted
+    # TYPE, FORMAT: the JSON type or format that was wanted. REQUIRED, UNKNOWN: the name of what is
+    # missing or too much, where `field` is the object around it.
+    expected: str = ""
     given: str = ""  # TYPE: the JSON type that came
+
+    @property
+    def whole(self) -> str:
+        """The name of the bad field itself, also where `field` is the object around it."""
+        if self.rule not in (Rule.REQUIRED, Rule.UNKNOWN) or not self.expected:
+            return self.field
+        return f"{self.field}.{self.expected}" if self.field else self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

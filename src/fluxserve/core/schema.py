@@ -202,7 +202,8 @@ def _check_each(
         value = body.get(field.name)
         if value is None:
             if field.required and (field.name not in body or field.nullable):
-                problems.append(_problem(parent, Rule.REQUIRED, f"{field.name} is required"))
+                text = f"{field.name} is required"
+                problems.append(_problem(parent, Rule.REQUIRED, text, expected=field.name))
             elif field.name in body and not field.nullable:
                 problems.append(_wrong_type(field, "null", parent))
             values[field.name] = field.default

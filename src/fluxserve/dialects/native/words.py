@@ -1,11 +1,12 @@
 """The native words: fields of a request, the shape of a prediction, the shape of an error."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from fluxserve.core.catalog import ModelCard
-from fluxserve.core.errors import ErrorCode, Failure, InvalidRequest
+from fluxserve.core.errors import ErrorCode, Failure, InvalidRequest, Problem, Rule
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import (
     JSON,
@@ -146,6 +147,25 @@ def to_params(
     )
 
 
+def in_said_words(values: Mapping[str, JSON], error: InvalidRequest) -> InvalidRequest:
+    """The same problems where the caller spelled them: a side, when `size` was said, is its."""
+    if not _text(values, "size") or not error.problems:
+        return error
+    return InvalidRequest.of(
+        [
+            replace(problem, field="size", message=_of_side(problem))
+            if problem.field in ("width", "height")
+            else problem
+            for problem in error.problems
+        ]
+    )
+
+
+def _of_side(problem: Problem) -> str:
+    is_bound = problem.rule in (Rule.MIN, Rule.MAX)
+    return f"{problem.field}: {problem.message}" if is_bound else problem.message
+
+
 def to_webhook(values: Mapping[str, JSON]) -> WebhookSpec | None:
     url = _text(values, "webhook")
     if not url:
@@ -250,13 +270,13 @@ def error(failure: Failure) -> tuple[int, JSON]:
 
 def _failure(failure: Failure) -> dict[str, JSON]:
     problems: list[JSON] = [
-        {"field": problem.field, "rule": problem.rule.value, "message": problem.message}
+        {"field": problem.whole, "rule": problem.rule.value, "message": problem.message}
         for problem in failure.problems
     ]
     return {
         "code": failure.code.value,
         "message": failure.message,
-        "field": failure.field,
+        "field": (failure.problems[0].whole or None) if failure.problems else failure.field,
         "problems": problems,
     }
 
