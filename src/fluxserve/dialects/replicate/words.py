@@ -130,7 +130,10 @@ def failure_text(failure: Failure) -> str:
 
 def _is_unreadable(failure: Failure) -> bool:
     """The body as a whole is no JSON object, as opposed to one that breaks the schema."""
-    return any(not found.field and found.expected == "json" for found in failure.problems)
+    return any(
+        not found.field and found.rule is Rule.FORMAT and found.expected == "json"
+        for found in failure.problems
+    )
 
 
 def _throttled(failure: Failure) -> JSON:
@@ -143,7 +146,7 @@ def _throttled(failure: Failure) -> JSON:
 
 def _invalid(failure: Failure) -> JSON:
     found = failure.problems or (
-        Problem(field=_input_field(failure.field), rule=Rule.OTHER, message=failure.message),
+        Problem(field=failure.field or "", rule=Rule.OTHER, message=failure.bare),
     )
     lines = [f"- {one.field}: {one.message}" if one.field else f"- {one.message}" for one in found]
     return {
@@ -155,7 +158,3 @@ def _invalid(failure: Failure) -> JSON:
             for one in found
         ],
     }
-
-
-def _input_field(field: str | None) -> str:
-    return "" if field is None else field
