@@ -18,7 +18,7 @@ from fluxserve.core.events import Event, EventKind
 from fluxserve.core.ids import parse_id
 from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
-from fluxserve.core.request import JSON, ImageInput, Origin
+from fluxserve.core.request import JSON, BlobRef, ImageInput, Origin
 from fluxserve.dialects.base import (
     Services,
     answering,
@@ -26,9 +26,10 @@ from fluxserve.dialects.base import (
     read_object,
     take_image,
 )
-from fluxserve.dialects.links import Links
+from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.native.words import (
     error,
+    in_said_words,
     read_values,
     render,
     render_card,
@@ -43,6 +44,7 @@ from fluxserve.dialects.wire import Answer, Shown, dump, told
 INLINE_MAX = 512  # characters of a string echoed in `said`; longer ones were pictures
 PLAIN = frozenset([int, float, bool, type(None)])
 NO_STORE = {"Cache-Control": "no-store"}
+STREAMED = {**NO_STORE, "Access-Control-Allow-Origin": "*"}
 
 
 async def caller_of(services: Services, request: Request) -> Caller:
@@ -75,23 +77,28 @@ def routes(services: Services, mount: str) -> list[Route]:
         links = services.links(request, mount)
         deadline = values.get("deadline_s")
         priority = values.get("priority")
-        prediction = await services.predictions.create(
-            to_params(values, images, mask),
-            Origin(
-                dialect="native",
-                model_name=str(values.get("model")),
-                key_id=caller.key_id,
-                tenant_id=caller.tenant_id,
-                base_url=links.base,
-                mount=mount,
-                said=_said(body),
-                webhook=to_webhook(values),
-            ),
-            caller,
-            idempotency=_idempotency(request, body),
-            deadline_s=float(deadline) if isinstance(deadline, int | float) else None,
-            priority=priority if isinstance(priority, int) else 0,
+        params = to_params(values, images, mask)
+        origin = Origin(
+            dialect="native",
+            model_name=str(values.get("model")),
+            key_id=caller.key_id,
+            tenant_id=caller.tenant_id,
+            base_url=links.base,
+            mount=mount,
+            said=_said(body),
+            webhook=to_webhook(values),
         )
+        try:
+            prediction = await services.predictions.create(
+                params,
+                origin,
+                caller,
+                idempotency=_idempotency(request, body),
+                deadline_s=float(deadline) if isinstance(deadline, int | float) else None,
+                priority=priority if isinstance(priority, int) else 0,
+            )
+        except InvalidRequest as problem:
+            raise in_said_words(values, problem) from problem
         answer = await _live(prediction, links)
         return Answer(answer, 201, {"Location": links.to(f"/predictions/{prediction.id}")})
 
@@ -139,6 +146,10 @@ def routes(services: Services, mount: str) -> list[Route]:
         prediction = await services.predictions.get(id_of(request), caller)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdigit() and len(last) < 10 else 0
+        if after and prediction.is_terminal and not await _is_news(services, prediction, after):
+            return Response(
+                status_code=204, headers=STREAMED
+            )  # browsers come back to anything else
         return stream(_events(services, request, prediction, after, mount))
 
     async def models(request: Request) -> Response:
@@ -173,6 +184,9 @@ async def _events(
     """Stored and live events; the last one carries the finished prediction."""
     async for event in services.predictions.follow(prediction.id, after):
         data: dict[str, JSON] = dict(event.data)
+        links = services.links(request, mount)
+        if event.kind is EventKind.OUTPUT:
+            data = _linked(event, links)
         if event.kind is EventKind.PREVIEW:
             live = services.live.get(prediction.id)
             if live is None or live.preview is None:
@@ -182,8 +196,22 @@ async def _events(
         if event.kind is EventKind.FINISHED:
             now = await services.predictions.get(prediction.id)
             outlook = await services.predictions.outlook(now)
-            data["prediction"] = render_live(now, outlook, services.links(request, mount))
+            data["prediction"] = render_live(now, outlook, links)
         yield _sent(event, data)
+
+
+async def _is_news(services: Services, prediction: Prediction, after: int) -> bool:
+    """Whether a finished prediction has events after number `after`."""
+    return bool([event async for event in services.predictions.follow(prediction.id, after)])
+
+
+def _linked(event: Event, links: Links) -> dict[str, JSON]:
+    """What an output event says, with a link to the picture in place of where it is kept."""
+    data = dict(event.data)
+    key, mime = str(data.pop("key", "")), str(data.get("mime", ""))
+    name = f"out-{data.get('index', 0)}.{EXTENSION.get(mime, 'bin')}"
+    ref = BlobRef(key=key, mime=mime, size_bytes=0)
+    return {**data, "url": links.blob(ref, name, event.at)}
 
 
 def _sent(event: Event, data: dict[str, JSON]) -> ServerSentEvent:
