@@ -169,7 +169,7 @@ def _is_plain(card: ModelCard, task: Task, params: ImageParams) -> bool:
     limits = card.limits
     if task is not Task.TEXT_TO_IMAGE or task not in card.tasks or params.images or params.loras:
         return False
-    if params.width or params.height or params.negative_prompt:
+    if params.width is not None or params.height is not None or params.negative_prompt:
         return False
     prompt, ratio = params.prompt, params.aspect_ratio
     return (
@@ -211,8 +211,8 @@ def _judge(card: ModelCard, task: Task, params: ImageParams) -> Iterable[Problem
         yield Problem(field="loras", rule=Rule.MAX_ITEMS, message=words, limit=limits.loras_max)
     yield from _between("num_steps", params.num_steps, limits.num_steps)
     yield from _between("guidance", params.guidance, limits.guidance)
-    yield from _between("width", params.width or None, limits.side)
-    yield from _between("height", params.height or None, limits.side)
+    yield from _between("width", params.width, limits.side)
+    yield from _between("height", params.height, limits.side)
     yield from _between("num_outputs", params.num_outputs, (1, limits.outputs_max))
     yield from _between("output_quality", params.output_quality, (0, 100))
     yield from _between("strength", params.strength, (0.0, 1.0))

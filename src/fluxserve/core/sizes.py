@@ -57,8 +57,11 @@ def parse_ratio(text: str) -> float | None:
 
 
 def parse_size(text: str) -> Size | None:
-    """ "1024x768", "1024*768", any case and spaces -> Size; None when it is neither."""
-    match = re.fullmatch(r"\s*(\d{1,5})\s*[xX*\u00d7]\s*(\d{1,5})\s*", text)
+    """ "1024x768", "1024*768", any case and spaces -> Size; None when it is neither.
+
+    Any number of pixels is read, none included: the limits of the model judge it.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX*\u00d7]\s*(\d{1,9})\s*", text)
     return Size(int(match[1]), int(match[2])) if match else None
 
 

@@ -258,3 +258,14 @@ async def test_seventeen_pictures_are_too_many(client: httpx.AsyncClient) -> Non
     answer = await client.post(EDIT, files=[*parts, field("prompt", "x")])
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "array_above_max_length"
+
+
+@pytest.mark.parametrize("size", ["0x0", "0x512", "100000x100000"])
+async def test_no_pixels_and_too_many_are_refused_as_a_size(
+    client: httpx.AsyncClient, size: str
+) -> None:
+    answer = await client.post(GENERATE, json={"prompt": "a fox", "size": size})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "size"
+    assert "Invalid value for 'size': must be" in error["message"]

@@ -84,7 +84,7 @@ def to_params(
     """All in our words, for one picture or several."""
     steps = steps_of(asked, card)
     width, height = asked.width, asked.height
-    if not (width or height or asked.ratio):
+    if width is None and height is None and not asked.ratio:
         width, height = _size_of(card, images)
     form = OutputFormat(asked.text("output_format") or "png")
     return ImageParams(
