@@ -10,7 +10,6 @@ from datetime import timedelta
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
-from fluxserve.core.events import EventKind
 from fluxserve.core.outcomes import Save
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON
@@ -33,11 +32,13 @@ from fluxserve.engines.upstream.base import (
 )
 from fluxserve.engines.upstream.due import DueRows
 from fluxserve.engines.upstream.pictures import collect
-from fluxserve.engines.upstream.resolving import look_up
+from fluxserve.engines.upstream.resolving import TROUBLES_MAX, look_up
+from fluxserve.engines.upstream.showing import show
 
 log = logging.getLogger(__name__)
 
-LIES_MAX = 3  # senseless answers in a row before a job is given up
+LIES_MAX = 3  # senseless answers before a job is given up, without a sensible one in between
+LIES = "lies"  # a fact: how many there were
 WAIT_FOR_CLAIM_S = 2.0  # a prediction that is being claimed again is looked at this much later
 ORPHAN_LOOK_S = 60.0
 ORPHAN_S = 3600.0  # submissions of a channel that is configured no longer are given up then
@@ -117,11 +118,7 @@ class Follower:
             await self._troubled(attempt, prediction, channel, str(trouble), trouble.retry_after_s)
             return
         except PollLie as lie:
-            if attempt.trouble + 1 >= LIES_MAX:
-                await self._lost(attempt, prediction, channel, str(lie))
-            else:
-                log.info("%s: %s; asking again", attempt.prediction_id, lie)
-                await self._ask_again(attempt, prediction, channel, None)
+            await self._lied(attempt, prediction, channel, str(lie))
             return
         if isinstance(state, Working):
             await self._working(attempt, prediction, channel, state)
@@ -146,30 +143,10 @@ class Follower:
         if await self._is_too_late(attempt, prediction, channel):
             return
         if prediction is not None and is_ours(prediction, attempt):
-            await self._show(attempt, prediction, channel, state)
-        after = replace(attempt, polls=attempt.polls + 1, trouble=0)
+            await show(self._desk, attempt, prediction, channel, state)
+        facts = {name: fact for name, fact in attempt.facts.items() if name != LIES}
+        after = replace(attempt, polls=attempt.polls + 1, trouble=0, facts=facts)
         await self._later(after, pause(channel, after.polls, 0, random.random))
-
-    async def _show(
-        self, attempt: Attempt, prediction: Prediction, channel: Channel, state: Working
-    ) -> None:
-        """Pass on what is new of progress and log."""
-        progress = state.progress if state.progress is not None else prediction.progress
-        if attempt.parts > 1:
-            progress = prediction.progress  # one bar for several jobs would jump about
-        logs = state.logs or prediction.logs
-        if (progress, logs) == (prediction.progress, prediction.logs):
-            return
-        now = replace(prediction, progress=progress, logs=logs)
-        until = self._desk.clock() + self._desk.seconds(channel.spec.deadline_s)
-        with contextlib.suppress(Conflict):
-            await self._desk.store.renew(now, owner=OWNER, lease_until=until)
-        if progress != prediction.progress:
-            data: dict[str, JSON] = {"step": round(progress * 100), "total": 100, "eta_s": None}
-            self._desk.tell(prediction, EventKind.PROGRESS, data | {"queue_position": 0})
-        if logs.startswith(prediction.logs):
-            for line in logs[len(prediction.logs) :].splitlines():
-                self._desk.tell(prediction, EventKind.LOG, {"text": line})
 
     async def _troubled(
         self,
@@ -179,7 +156,11 @@ class Follower:
         reason: str,
         wait_s: float | None,
     ) -> None:
-        """The provider could not be asked: later again, up to the deadline."""
+        """The provider could not be asked: later again, up to the deadline.
+
+        The first troubles after it end nothing: the job may be done since long ago, and it is this
+        server that was away.
+        """
         if attempt.trouble == 0:
             log.warning("%s: %s; asking again", attempt.prediction_id, reason)
         await self._ask_again(attempt, prediction, channel, wait_s)
@@ -191,9 +172,10 @@ class Follower:
         channel: Channel,
         wait_s: float | None,
     ) -> None:
-        if await self._is_too_late(attempt, prediction, channel):
-            return
         after = replace(attempt, polls=attempt.polls + 1, trouble=attempt.trouble + 1)
+        is_long = after.trouble >= TROUBLES_MAX
+        if is_long and await self._is_too_late(attempt, prediction, channel):
+            return
         later = pause(channel, after.polls, after.trouble, random.random)
         if wait_s is not None:
             later = self._desk.seconds(min(max(wait_s, 0.1), channel.spec.cool_down_max_s))
@@ -208,10 +190,22 @@ class Follower:
             return False
         text = f"{channel.name} did not finish within {channel.spec.deadline_s:g} s"
         failure = Failure(code=ErrorCode.TIMED_OUT, message=text)
-        with contextlib.suppress(PollTrouble):
+        with contextlib.suppress(PollTrouble, PollLie):
             await channel.provider.cancel(ticket_of(attempt))
         await self._fail(attempt, prediction, failure)
         return True
+
+    async def _lied(
+        self, attempt: Attempt, prediction: Prediction | None, channel: Channel, reason: str
+    ) -> None:
+        """An answer made no sense: asked for again twice, then the job is given up."""
+        lies = int(attempt.facts.get(LIES, "0")) + 1
+        if lies >= LIES_MAX:
+            await self._lost(attempt, prediction, channel, reason)
+            return
+        log.info("%s: %s; asking again", attempt.prediction_id, reason)
+        noted = replace(attempt, facts={**attempt.facts, LIES: str(lies)})
+        await self._ask_again(noted, prediction, channel, None)
 
     async def _lost(
         self, attempt: Attempt, prediction: Prediction | None, channel: Channel, reason: str
@@ -259,12 +253,10 @@ class Follower:
         try:
             kept = await collect(self._desk, prediction, attempt, channel, state)
         except (PollTrouble, PollLie) as error:
-            is_lie = isinstance(error, PollLie)
-            if (is_lie and attempt.trouble + 1 >= LIES_MAX) or not channel.provider.can_poll:
+            if not channel.provider.can_poll:
                 await self._lost(attempt, prediction, channel, str(error))
-            elif is_lie:
-                log.info("%s: %s; asking again", attempt.prediction_id, error)
-                await self._ask_again(attempt, prediction, channel, None)
+            elif isinstance(error, PollLie):
+                await self._lied(attempt, prediction, channel, str(error))
             else:
                 await self._troubled(attempt, prediction, channel, str(error), None)
             return
