@@ -126,10 +126,18 @@ class Follower:
             await self.settle(attempt, state, channel)
 
     async def _cancel(self, attempt: Attempt, channel: Channel) -> Attempt:
-        """The caller has turned away: tell the provider once, then follow quietly to the bill."""
-        with contextlib.suppress(PollTrouble):
+        """The caller has turned away: tell the provider, then follow quietly to the bill.
+
+        Told with every poll until it answers: what it does not hear of is made, and billed.
+        """
+        try:
             if await channel.provider.cancel(ticket_of(attempt)):
                 log.info("%s was canceled at %s", attempt.prediction_id, channel.name)
+        except PollTrouble as trouble:
+            log.info("%s: %s; to be canceled again", attempt.prediction_id, trouble)
+            return attempt
+        except PollLie:
+            pass  # it has heard of it, whatever it says
         after = replace(attempt, facts={**attempt.facts, "cancel": "asked"})
         return await self._desk.attempts.move(attempt, after)
 
