@@ -255,9 +255,12 @@ class Calls:
         params = reading.to_params(app, asked, pictures)
         if is_streamed:
             params = reading.with_previews(params, app, PREVIEWS)
-        return await self.services.predictions.create(
-            params, origin, caller, idempotency=idempotency
-        )
+        try:
+            return await self.services.predictions.create(
+                params, origin, caller, idempotency=idempotency
+            )
+        except InvalidRequest as problem:
+            raise reading.in_said_words(asked, problem) from problem
 
     async def _find(self, text: str, caller: Caller) -> Prediction:
         id_ = parse_id(text)

@@ -18,6 +18,7 @@ from fluxserve.dialects.fal.apps import MATCH_INPUT, SIZES, App, Form
 
 PICTURES_MAX = 16
 LORA_SCALE_MAX = 4.0
+RATIO_FIELDS = ("aspect_ratio", "resolution_mode")  # the first goes before the second
 # Pictures and adapters that an app has no use for are refused; other unknown fields are ignored.
 NEVER_IGNORED = ("image_url", "image_urls", "mask_url", "control_image_url", "loras")
 
@@ -31,6 +32,7 @@ class Asked:
     values: Mapping[str, JSON]
     size: Size | None
     ratio: str | None
+    ratio_from: str  # the field that said it
     loras: tuple[LoraRef, ...]
 
 
@@ -79,13 +81,13 @@ def read(form: Form, body: Mapping[str, JSON]) -> Asked:
     if needs_prompt and not str(values.get("prompt") or "").strip():
         problems.append(_problem("prompt", "field required", Rule.REQUIRED))
     size = _size(form, body.get("image_size"), problems)
-    ratio = _ratio(values)
+    ratio, ratio_from = _ratio(values)
     loras = _loras(values.get("loras"), problems)
     if problems:
         raise InvalidRequest.of(problems)
     if ratio and body.get("image_size") is None:
         size = None
-    return Asked(values=values, size=size, ratio=ratio, loras=loras)
+    return Asked(values=values, size=size, ratio=ratio, ratio_from=ratio_from, loras=loras)
 
 
 def to_params(app: App, asked: Asked, pictures: Mapping[str, ImageInput]) -> ImageParams:
@@ -116,6 +118,18 @@ def to_params(app: App, asked: Asked, pictures: Mapping[str, ImageInput]) -> Ima
     )
 
 
+def in_said_words(asked: Asked, error: InvalidRequest) -> InvalidRequest:
+    """The same problems; one of the ratio where the caller said the ratio."""
+    if not error.problems:
+        return error
+    return InvalidRequest.of(
+        [
+            replace(problem, field=asked.ratio_from) if problem.field in RATIO_FIELDS else problem
+            for problem in error.problems
+        ]
+    )
+
+
 def with_previews(params: ImageParams, app: App, count: int) -> ImageParams:
     """The same with about `count` previews on the way."""
     steps = params.num_steps or app.card.num_steps
@@ -143,13 +157,16 @@ def _is_side(value: JSON) -> bool:
     return is_number and 1 <= cast("float", value) <= 99_999 and int(cast("float", value)) == value
 
 
-def _ratio(values: Mapping[str, JSON]) -> str | None:
-    """`aspect_ratio`, or what `resolution_mode` says; None: the picture or the model decides."""
-    for name in ("aspect_ratio", "resolution_mode"):
+def _ratio(values: Mapping[str, JSON]) -> tuple[str | None, str]:
+    """`aspect_ratio`, or what `resolution_mode` says, and which of them said it.
+
+    None: the picture or the model decides.
+    """
+    for name in RATIO_FIELDS:
         text = values.get(name)
         if isinstance(text, str) and text.strip() and text not in ("auto", MATCH_INPUT):
-            return text.replace(" ", "")
-    return None
+            return text.replace(" ", ""), name
+    return None, RATIO_FIELDS[0]
 
 
 def _loras(value: JSON, problems: list[Problem]) -> tuple[LoraRef, ...]:

@@ -50,7 +50,6 @@ THEIR_NAMES = {
     "width": "size",
     "height": "size",
     "num_outputs": "n",
-    "images": "image",
     "output_quality": "output_compression",
 }
 SHOWN_MAX = 5  # problems in one message

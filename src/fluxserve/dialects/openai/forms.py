@@ -63,6 +63,7 @@ async def _sorted(
             elif len(found.images) == PICTURES_MAX:
                 raise _wrong(name, f"at most {PICTURES_MAX} pictures", Rule.MAX_ITEMS)
             else:
+                found.name = found.name if found.images else name.partition("[")[0]
                 found.images.append((name, source))
         elif not isinstance(part, str):
             raise _wrong(name[:100], "no file belongs here")

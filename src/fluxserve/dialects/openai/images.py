@@ -124,10 +124,8 @@ class Images:
             body = await read_object(request, self.services.http.body_max_bytes)
             pictures = pictures_in(body)
         asked = read(body)
-        if kind == EDIT and not pictures.images:
-            raise _missing("image")
-        if pictures.mask is not None and not pictures.images:
-            raise _missing("image")
+        if not pictures.images and (kind == EDIT or pictures.mask is not None):
+            raise _missing(pictures.name)
         return Call(
             kind=kind,
             asked=asked,
@@ -191,10 +189,10 @@ class Images:
                 made.append(
                     await self.services.predictions.create(params, origin, caller, idempotency=name)
                 )
-        except FluxserveError:
+        except FluxserveError as problem:
             for prediction in made:
                 await self.services.predictions.cancel(prediction.id)
-            raise
+            raise _in_said_words(pictures, problem) from problem
         return made
 
     async def _take(self, pictures: Pictures, caller: Caller) -> tuple[ImageInput, ...]:
@@ -352,6 +350,18 @@ def _idempotency(request: Request, digest_: str, number: int) -> Idempotency | N
     if number:
         key = hashlib.sha256(json.dumps([key, number]).encode()).hexdigest()
     return Idempotency(key=key, body_hash=digest_)
+
+
+def _in_said_words(pictures: Pictures, error: FluxserveError) -> FluxserveError:
+    """The same problems; one of all pictures by the field that they came in."""
+    if not error.problems:
+        return error
+    return InvalidRequest.of(
+        [
+            replace(problem, field=pictures.name) if problem.field == "images" else problem
+            for problem in error.problems
+        ]
+    )
 
 
 def _missing(name: str) -> InvalidRequest:

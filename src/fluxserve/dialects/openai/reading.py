@@ -65,6 +65,7 @@ _PICTURE = re.compile(r"image(\[\d*\])?|images(\[\d*\])?|input_image(_\d{1,2})?"
 class Pictures:
     """What came with a body; `images` in the order they were given, by the name of their field."""
 
+    name: str = "image"  # the field that pictures came in, for what is wrong with all of them
     images: list[tuple[str, Source]] = field(default_factory=list)
     mask: Source | None = None
     urls: dict[str, JSON] = field(default_factory=dict)  # those given as URLs, for the record
@@ -111,8 +112,10 @@ def pictures_in(body: dict[str, JSON]) -> Pictures:
     list of either; `mask` holds one.
     """
     found = Pictures()
-    names = [name for name in body if name in ("image", "images") or _is_input(name)]
-    for name in sorted(names, key=_order):
+    is_ours = [name for name in body if name in ("image", "images") or _is_input(name)]
+    names = sorted(is_ours, key=_order)
+    found.name = next(iter(names), found.name)
+    for name in names:
         value = body.pop(name)
         items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         is_list = items is value
