@@ -92,10 +92,12 @@ _KEPT_AS_IS = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 
 def decode(
-    data: bytes, mode: Mode = "RGB", *, field: str = "", pixels_max: int = PIXELS_MAX
+    data: bytes, mode: Mode = "RGB", *, field: str = "", pixels_max: int | None = PIXELS_MAX
 ) -> Image.Image:
     """The pixels of a picture file: upright, sRGB, 8 bits, the first frame if it moves.
 
+    With None for `pixels_max` the size is not judged again: only for what `prepare` has let in,
+    by a limit that is a setting.
     Transparency is laid over white unless `mode` is RGBA. Raises InvalidRequest naming `field`.
     """
     image = _pixels(_read(data, field, pixels_max), field)
@@ -122,13 +124,13 @@ def encode(image: Image.Image, form: OutputFormat, quality: int = 95) -> Encoded
     return EncodedImage(data=out.getvalue(), mime=form.mime, width=image.width, height=image.height)
 
 
-def _read(data: bytes, field: str, pixels_max: int) -> Container:
+def _read(data: bytes, field: str, pixels_max: int | None) -> Container:
     try:
         container = containers.read(data)
     except BadContainer as error:
         raise _invalid(field, f"the file {error}") from error
     pixels = container.width * container.height
-    if pixels > pixels_max:
+    if pixels_max is not None and pixels > pixels_max:
         size = f"{container.width} x {container.height}"
         message = f"at most {pixels_max / 1e6:g} megapixels, not {size} ({pixels / 1e6:.1f})"
         raise _invalid(field, message, rule=Rule.MAX, limit=pixels_max)

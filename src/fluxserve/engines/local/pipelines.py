@@ -29,7 +29,7 @@ from fluxserve.flux.sample import Condition, Repaint, Sample
 from fluxserve.flux.weights import Model
 from fluxserve.images.codec import decode as decode_file
 from fluxserve.images.codec import encode as encode_file
-from fluxserve.images.pixels import resize
+from fluxserve.images.pixels import Mode, resize
 
 LORA_CACHE_BYTES = 2 * 2**30
 REFERENCE_CACHE_BYTES = 256 * 2**20  # 500 references of 1 MP in bfloat16
@@ -88,7 +88,7 @@ class Pipeline:
             ]
             repaint = None
             if plan.first_step:
-                repaint = self._repaint(plan, decode_file(pictures[0], field="images"), None)
+                repaint = self._repaint(plan, _pixels(pictures[0]), None)
         with self._turns:
             return sample.condition(
                 self.model,
@@ -121,9 +121,7 @@ class Pipeline:
     def _reference(self, data: bytes, size: tuple[int, int]) -> Tensor:
         """Latents of an input picture, remembered by its bytes and the size it is brought to."""
         key = (hashlib.sha256(data).digest(), size)
-        return self._references.get(
-            key, lambda: self._latents(decode_file(data, field="images"), size)
-        )
+        return self._references.get(key, lambda: self._latents(_pixels(data), size))
 
     def _latents(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         pixels = _tensor(resize(image, *size), 3)
@@ -174,9 +172,9 @@ def _brought(image: Image.Image, plan: Plan, size: tuple[int, int]) -> Image.Ima
 
 def canvas(order: Order, files: Sequence[bytes]) -> tuple[Image.Image, Image.Image]:
     """The picture to repaint in full size, and its mask: white is repainted."""
-    image = decode_file(files[0], field="images")
+    image = _pixels(files[0])
     if Task(order.task) is Task.FILL:
-        mask = decode_file(files[len(order.sizes)], "L", field="mask")
+        mask = _pixels(files[len(order.sizes)], "L", field="mask")
         return image, resize(mask, *image.size)
     assert order.margins is not None
     top, bottom, left, right = order.margins
@@ -212,6 +210,11 @@ def _extended(image: Image.Image, size: tuple[int, int], place: tuple[int, int])
             strip = wide.crop((0, row, size[0], row + 1))
             wide.paste(strip.resize((size[0], y1 - y0)), (0, y0))
     return wide
+
+
+def _pixels(data: bytes, mode: Mode = "RGB", field: str = "images") -> Image.Image:
+    """An input picture. The server has judged its size: how much it lets in is a setting there."""
+    return decode_file(data, mode, field=field, pixels_max=None)
 
 
 def _tensor(image: Image.Image, channels: int) -> Tensor:

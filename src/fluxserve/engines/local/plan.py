@@ -111,16 +111,24 @@ def _check(spec: ModelSpec, order: Order, task: Task) -> None:
 
 
 def _output_size(order: Order, task: Task) -> tuple[int, int]:
-    width, height = order.width, order.height
-    if task in (Task.FILL, Task.EXPAND):
-        width, height = order.sizes[0]
+    if task not in (Task.FILL, Task.EXPAND):
+        for name, side in (("width", order.width), ("height", order.height)):
+            if not 1 <= side <= SIDE_MAX:
+                raise EngineError(f"{name}: 1 to {SIDE_MAX} px, not {side}", field=name)
+        return order.width, order.height
+    width, height = order.sizes[0]
+    _check_canvas("images", "a picture to repaint", width, height)
     if task is Task.EXPAND and order.margins:
         top, bottom, left, right = order.margins
         width, height = width + left + right, height + top + bottom
-    for name, side in (("width", width), ("height", height)):
-        if not 1 <= side <= SIDE_MAX:
-            raise EngineError(f"{name}: 1 to {SIDE_MAX} px, not {side}", field=name)
+        _check_canvas("margins", "the grown canvas", width, height)
     return width, height
+
+
+def _check_canvas(field: str, what: str, width: int, height: int) -> None:
+    if min(width, height) < 1 or max(width, height) > SIDE_MAX:
+        words = f"{field}: {what} has 1 to {SIDE_MAX} px a side, not {width} x {height}"
+        raise EngineError(words, field=field)
 
 
 def _working_size(spec: ModelSpec, width: int, height: int) -> tuple[int, int]:

@@ -118,7 +118,7 @@ def _files(order: Order) -> list[tuple[str, tuple[str, bytes, str]]]:
 
 def _holes(mask: EncodedImage) -> EncodedImage:
     """Our mask, where white is repainted, as theirs, where transparent is."""
-    white = decode(mask.data, "L", field="mask")
+    white = decode(mask.data, "L", field="mask", pixels_max=None)
     holes = white.convert("RGBA")
     holes.putalpha(white.point([255 - level for level in range(256)]))
     return encode(holes, OutputFormat.PNG)
