@@ -7,7 +7,7 @@ from fluxserve.core.attempts import AttemptState
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.events import EventKind
 from fluxserve.core.prediction import Prediction, PredictionStatus
-from fluxserve.engines.upstream.channel import ChannelKind
+from fluxserve.engines.upstream.channel import ChannelKind, ChannelState
 from tests.engines.upstream.conftest import House, Lend
 from tests.fakes.provider import FakeProvider
 from tests.fakes.script import Act, Outcome, Submit
@@ -89,14 +89,17 @@ async def test_after_a_rest_missing_parts_probe_one_by_one(house: House, lend: L
     fake.script.default = BUSY
     house.channel(spec)
     await house.open()
+    assert house.desk is not None
+    health = house.desk.channels[spec.name].health
     asked = [await house.ask(num_outputs=2) for _ in range(3)]
     await house.until(lambda: posts(fake) > 3)
+    await house.until(lambda: health.state is ChannelState.RESTING)
     for one in asked:
         await house.until(lambda one=one: has_begun(house, one))
-    await settled()
     before = posts(fake)
     house.clock.advance(31)
     await house.until(lambda: posts(fake) > before)
+    await house.until(lambda: health.state is ChannelState.RESTING)
     await settled()
     assert posts(fake) == before + 1  # the probe was refused: the others wait on
     fake.script.default = Act()

@@ -11,14 +11,15 @@ nothing here is needed again after a crash.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from fluxserve.core.attempts import Attempt, AttemptState, AttemptStore
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
-from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound, Unavailable
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.inputs import load_inputs
 from fluxserve.core.outcomes import Outcomes, Save
@@ -36,6 +37,11 @@ OWNER = "upstream"  # of leases: any worker may go on with an accepted submissio
 # Of one channel: Replicate allows 3,000 such requests a minute
 # (https://replicate.com/docs/topics/predictions/rate-limits).
 POLLS_PER_S = 50
+# Between tries to write down what a provider said: a database that is taken over by its standby is
+# back within half a minute.
+AGAIN_S = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,10 +136,15 @@ class Desk:
 
     async def learned(self, attempt: Attempt, after: Attempt) -> Attempt:
         """Save what the provider said, whichever start has the attempt by now. Conflict."""
+        return await persistently(lambda: self._learned(attempt, after))
+
+    async def _learned(self, attempt: Attempt, after: Attempt) -> Attempt:
         try:
             return await self.attempts.move(attempt, after)
         except Conflict:
             fresh = await self.attempts.get(attempt.id)
+            if fresh == after:
+                return fresh  # written before, by a write whose answer was lost
             if fresh.state is not attempt.state or fresh.fence == attempt.fence:
                 raise
             return await self.attempts.move(fresh, replace(after, fence=fresh.fence))
@@ -171,6 +182,20 @@ class Desk:
         if channel is not None and attempt.state is not AttemptState.FETCHED:
             channel.health.open = max(0, channel.health.open - 1)
             channel.on_room()
+
+
+async def persistently(work: Callable[[], Awaitable[T]]) -> T:
+    """`work` again and again while what it writes to does not answer; in the end Unavailable.
+
+    For what this process alone knows.
+    """
+    for wait_s in AGAIN_S:
+        try:
+            return await work()
+        except Unavailable as error:
+            log.warning("%s; trying again in %g s", error.message, wait_s)
+            await asyncio.sleep(wait_s)
+    return await work()
 
 
 def ticket_of(attempt: Attempt) -> Ticket:

@@ -15,6 +15,7 @@ from fluxserve.core.errors import (
     ErrorCode,
     Failure,
     FluxserveError,
+    Unavailable,
     UnknownModel,
 )
 from fluxserve.core.ids import new_id
@@ -29,7 +30,7 @@ from fluxserve.engines.upstream.answers import (
     Refused,
     Working,
 )
-from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause
+from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause, persistently
 from fluxserve.engines.upstream.following import Follower
 from fluxserve.engines.upstream.overflow import Overflow
 from fluxserve.engines.upstream.recourse import Recourse, failure_of, is_resting
@@ -145,20 +146,42 @@ class Submitter:
         except Conflict as conflict:
             log.info("%s: %s", prediction.id, conflict.message)
             await self._desk.put_back(prediction)  # if it is still ours: look again from the start
-        except FluxserveError as error:
-            await self._desk.refuse(prediction, error.failure())
-        except asyncio.CancelledError:
-            raise  # what was sent is a row, and found again
-        except Exception:
-            log.exception("%s could not be submitted", prediction.id)
-            text = "an unforeseen error came before the submission"
-            failure = Failure(code=ErrorCode.INTERNAL, message=text)
-            attempts = await self._desk.attempts.of(prediction.id)
-            if not any(attempt.state.is_open for attempt in attempts):
-                await self._desk.refuse(prediction, failure)
+        except Exception as error:
+            await self._stumbled(prediction, error)
         finally:
             self._serving.pop((prediction.id, prediction.attempt), None)
             self._has_room()
+
+    async def _stumbled(self, prediction: Prediction, error: Exception) -> None:
+        """What is here failed, before a submission or after it; the prediction need not."""
+        failure = Failure(code=ErrorCode.INTERNAL, message="an unforeseen error came in between")
+        if isinstance(error, FluxserveError):
+            failure = error.failure()
+            log.warning("%s: %s", prediction.id, error.message)
+        else:
+            log.error("%s could not be submitted", prediction.id, exc_info=error)
+        while True:
+            try:
+                await self._go_on_or_end(prediction, error, failure)
+                return
+            except Unavailable:
+                if not await self._recourse.pause(LOOK_S):
+                    return  # its lease brings it back
+
+    async def _go_on_or_end(
+        self, prediction: Prediction, error: Exception, failure: Failure
+    ) -> None:
+        held = [a for a in await self._desk.attempts.of(prediction.id) if a.state.is_open]
+        if _is_whole(held):
+            return  # it is followed, or looked up, to its end
+        # What is unforeseen would come every time, unless something was submitted before it.
+        is_known = isinstance(error, FluxserveError)
+        may_pass = isinstance(error, Unavailable) or (bool(held) and not is_known)
+        if may_pass and not self._recourse.has_waited(prediction, held):
+            await self._recourse.pause(LOOK_S)
+            await self._desk.put_back(prediction)
+        else:
+            await self._desk.refuse(prediction, failure)
 
     async def _submit_all(self, prediction: Prediction) -> None:
         """Adopt what was submitted before; submit the parts that nobody has."""
@@ -191,7 +214,7 @@ class Submitter:
 
     async def _adopt_all(self, held: Sequence[Attempt], prediction: Prediction) -> bool:
         """Take over what is open; whether parts are missing, and to be submitted here."""
-        is_whole = bool(held) and len({attempt.part for attempt in held}) == held[0].parts
+        is_whole = _is_whole(held)
         is_ours = all(attempt.channel == self._channel.name for attempt in held)
         if not is_whole and not is_ours and held[0].channel in self._desk.channels:
             await self._desk.put_back(prediction, held[0].channel)
@@ -225,6 +248,9 @@ class Submitter:
         attempt = await self._intend(prediction, model, letter, token, (part, parts))
         try:
             accepted = await self._post(attempt, order, letter)
+            channel.health.went_well()
+            channel.health.submitted += 1
+            await self._accepted(attempt, accepted)
         except Refused as refused:
             await self._refused(prediction, attempt, refused)
             return None
@@ -241,9 +267,6 @@ class Submitter:
             return attempt
         finally:
             desk.in_flight.discard(attempt.id)
-        channel.health.went_well()
-        channel.health.submitted += 1
-        await self._accepted(attempt, accepted)
         return attempt
 
     async def _refused(self, prediction: Prediction, attempt: Attempt, refused: Refused) -> None:
@@ -316,8 +339,10 @@ class Submitter:
         self._desk.due.set()
 
     async def _accepted(self, attempt: Attempt, accepted: Accepted) -> None:
-        spec = self._channel.spec
-        next_at = self._desk.clock() + pause(self._channel, 0, 0, random.random)
+        wait = pause(self._channel, 0, 0, random.random)
+        if not self._channel.provider.can_poll:
+            wait = self._desk.seconds(self._desk.lease_s)  # to bring in what came with the answer
+        next_at = self._desk.clock() + wait
         after = replace(
             attempt,
             state=AttemptState.ACCEPTED,
@@ -332,8 +357,14 @@ class Submitter:
             # A callback was faster, or the prediction ended and somebody looked it up meanwhile.
             log.info("%s: %s", attempt.prediction_id, conflict.message)
             return
-        log.info("%s was accepted by %s", attempt.prediction_id, spec.name)
+        log.info("%s was accepted by %s", attempt.prediction_id, self._channel.name)
         if isinstance(accepted.state, Working):
             self._desk.expect(next_at)
         else:
-            await self._follower.settle(saved, accepted.state, self._channel)
+            state = accepted.state
+            await persistently(lambda: self._follower.settle(saved, state, self._channel))
+
+
+def _is_whole(held: Sequence[Attempt]) -> bool:
+    """Whether no part of a prediction is missing among its open submissions."""
+    return bool(held) and len({attempt.part for attempt in held}) == held[0].parts
