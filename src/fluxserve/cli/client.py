@@ -14,6 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from fluxserve.core.errors import ErrorCode, FluxserveError, Unavailable
 
 if TYPE_CHECKING:
@@ -115,8 +117,14 @@ class Client:
 
 @contextmanager
 def connected(server: str | None, key: str | None, **flags: Any) -> Iterator[Client]:
-    """A client of `server`, or of one that lives only as long as this command."""
+    """A client of `server`, or of one that lives only as long as this command.
+
+    BadParameter for settings that a server elsewhere would never see.
+    """
     if server:
+        if flags.get("config"):
+            text = "--config is for a server inside this command, and --server names another"
+            raise typer.BadParameter(f"{text} ({server}): leave out one of them")
         client = Client(server, key)
         try:
             yield client

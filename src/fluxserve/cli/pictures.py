@@ -33,7 +33,7 @@ Key = Annotated[str | None, typer.Option(envvar="FLUXSERVE_API_KEY", help="key o
 PreviewFile = Annotated[
     str | None, typer.Option("--preview", help="file that shows it growing (PNG)")
 ]
-Config = Annotated[str | None, typer.Option(help="settings file (TOML), in process")]
+Config = Annotated[str | None, typer.Option(help="settings file (TOML), not with --server")]
 AsJson = Annotated[bool, typer.Option("--json", help="print prediction and files as JSON")]
 
 EMBEDDED = "fluxserve/embedded"
