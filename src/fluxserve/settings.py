@@ -120,7 +120,12 @@ class Engine(Section):
     batch_tokens_max: int = Field(0, ge=0, description="tokens of one step; 0: chosen by device")
     concurrency: int = Field(16, ge=1, description="predictions the engine holds at once")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: one per core")
-    stuck_s: float = Field(120.0, gt=0, description="an engine silent for this long is replaced")
+    stuck_s: float = Field(
+        120.0,
+        gt=0,
+        description="one piece of work may take so long, or 5 times what is foreseen;"
+        " then the engine is replaced",
+    )
     preview_steps: int = Field(2, ge=0, description="a preview every so many steps; 0: none")
     go_fast: Annotated[tuple[Literal["skip", "ref_kv", "fp8"], ...], BeforeValidator(_listed)] = (
         Field(("skip",), description="the approximations that go_fast allows: skip, ref_kv, fp8")

@@ -125,9 +125,8 @@ def _parse(arguments: Sequence[str]) -> Arguments:
 def _serve(said: Arguments, connection: socket.socket) -> int:
     began = time.monotonic()
     voice = Voice(connection)
-    costs: dict[str, CostModel] = {}
-    turns: list[Turns] = []
-    Thread(target=_beat, args=(voice, turns, costs), name="beat", daemon=True).start()
+    vitals = Vitals()
+    Thread(target=_beat, args=(voice, vitals), name="beat", daemon=True).start()
     # Torch takes two seconds to import: the server hears from us before that.
     import torch
 
@@ -146,22 +145,21 @@ def _serve(said: Arguments, connection: socket.socket) -> int:
         voice(Refused(message=str(error)))
         return EXIT_REFUSED
     is_shared = model.device.type == "cuda"
-    turns.append(Turns(shared=is_shared))
-    runner = Runner(Pipeline(model, turns[0]), turns[0], memory_max_bytes=spare_bytes // 2)
-    cost = CostModel(expected_cost(model.spec, model.device.type))
-    costs[runner.batch_class] = cost
+    turns = vitals.turns = Turns(shared=is_shared)
+    runner = Runner(Pipeline(model, turns), turns, memory_max_bytes=spare_bytes // 2)
+    cost = vitals.cost = CostModel(expected_cost(model.spec, model.device.type))
     policy = Policy(rows_max=said.rows_max) if said.rows_max else Policy()
     lanes = [Lane(name, model.device, torch.get_num_threads()) for name in ("encode", "decode")]
-    loop = Loop(
+    loop = vitals.loop = Loop(
         worker=runner,
-        scheduler=Scheduler(costs, policy),
+        scheduler=Scheduler({runner.batch_class: cost}, policy),
         encoding=lanes[0],
         decoding=lanes[1],
         send=voice,
         keep=Spool(said.spool).keep,
         clock=time.monotonic,
         preview_steps=said.preview_steps,
-        spare=Calibration(model, cost, turns[0]),
+        spare=Calibration(model, cost, turns),
     )
     for lane in lanes:
         lane.start()
@@ -243,12 +241,34 @@ def _obey(loop: _Listener, message: Down | Up, blobs: Sequence[bytes]) -> None:
             log.error("the server said %s, which is not for an engine", type(message).__name__)
 
 
-def _beat(voice: Voice, turns: Sequence[Turns], costs: dict[str, CostModel]) -> None:
+@dataclass(slots=True)
+class Vitals:
+    """What the server hears at every beat, as far as the parts of it are there."""
+
+    turns: Turns | None = None
+    cost: CostModel | None = None
+    loop: Loop[Any] | None = None
+
+    def beat(self) -> Beat:
+        cost = self.cost.coefficients if self.cost is not None else (0.0, 0.0, 0.0, 0.0)
+        return Beat(
+            busy_s=0.0 if self.turns is None else round(self.turns.busy_s, 3),
+            cost=(cost[0], cost[1], cost[2], cost[3]),
+            expected_s=0.0 if self.loop is None else round(self.loop.expected_s, 3),
+        )
+
+    def pardon(self, seconds: float) -> None:
+        """The process was held up for so long: that is no time at work."""
+        if self.turns is not None:
+            self.turns.pardon(seconds)
+
+
+def _beat(voice: Voice, vitals: Vitals) -> None:
     while True:
-        busy = turns[0].busy_s if turns else 0.0
-        cost = next(iter(costs.values())).coefficients if costs else (0.0, 0.0, 0.0, 0.0)
-        voice(Beat(busy_s=round(busy, 3), cost=(cost[0], cost[1], cost[2], cost[3])))
+        voice(vitals.beat())
+        slept_at = time.monotonic()
         time.sleep(BEAT_S)
+        vitals.pardon(max(0.0, time.monotonic() - slept_at - BEAT_S))
 
 
 if __name__ == "__main__":

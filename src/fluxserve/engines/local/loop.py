@@ -8,7 +8,7 @@ One thread owns the scheduler and the runs; everybody else leaves a message in t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic
@@ -16,7 +16,7 @@ from typing import Generic
 from fluxserve.core.errors import EngineError, ErrorCode, FluxserveError, OutOfMemory
 from fluxserve.core.ports import EncodedImage
 from fluxserve.engines.local.attempt import advance, outcome
-from fluxserve.engines.local.policy import Forecast, Sample, Step
+from fluxserve.engines.local.policy import Forecast, Step
 from fluxserve.engines.local.run import (
     Arrived,
     Decoded,
@@ -75,6 +75,7 @@ class Loop(Generic[H]):
         self._forecasts: Mapping[str, Forecast] = {}
         self._foreseen_at = -FORESEE_S
         self._is_stopping = False
+        self.expected_s = 0.0  # the longest piece of work for those who are here; read by others
 
     # --- from other threads -----------------------------------------------------------------------
 
@@ -160,22 +161,9 @@ class Loop(Generic[H]):
         for note in plan.notes:
             self._send(Note(id=run.id, text=note), ())
         for index in order.indexes:
-            self._scheduler.add(self._sample(run, index, now), ready=False)
+            self._scheduler.add(run.sample(index, self._worker.batch_class), ready=False)
+        self._expect([run], self._scheduler.step_s(run.id))
         self._give(self._encoding, run, lambda: self._encode(run))
-
-    def _sample(self, run: Run[H], index: int, now: float) -> Sample:
-        order = run.order
-        return Sample(
-            id=f"{order.id}/{index}",
-            job_id=order.id,
-            plan=run.plan.steps,
-            submitted_at=now,
-            batch_class=self._worker.batch_class,
-            key=order.key,
-            priority=order.priority,
-            deadline=None if order.deadline_s is None else now + order.deadline_s,
-            alone=order.alone,
-        )
 
     def _encode(self, run: Run[H]) -> Encoded[H]:
         began = self._clock()
@@ -208,6 +196,12 @@ class Loop(Generic[H]):
         full.lane.give(lambda: told.put(outcome(full.lane, full.run, full.work, is_last=True)))
         self._take(told.get())
 
+    def _expect(self, runs: Iterable[Run[H]], seconds: float) -> None:
+        """A step of these runs is foreseen to take so long; what lanes do for a run takes less."""
+        for run in runs:
+            run.step_s = max(run.step_s, seconds)
+        self.expected_s = max((run.step_s for run in self._runs.values()), default=0.0)
+
     # --- run --------------------------------------------------------------------------------------
 
     def _step(self, step: Step) -> None:
@@ -225,6 +219,7 @@ class Loop(Generic[H]):
         ]
         if not members:
             return ()
+        self._expect([run for run, _ in members], step.seconds)
         began = self._clock()
         failure = advance(self._worker, [run.samples[index] for run, index in members])
         if failure is None:
@@ -386,6 +381,7 @@ class Loop(Generic[H]):
             return
         del self._runs[run.id]
         run.samples.clear()
+        self._expect((), 0.0)
         self._worker.release(run.id)
         if run.is_canceled:
             self._end(run.id, CANCELED, "", None)

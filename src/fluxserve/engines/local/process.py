@@ -38,6 +38,7 @@ STEADY_S = 60.0  # one that was ready and lived this long starts the back-off an
 # While torch is imported on a busy machine it may be silent longer than afterwards.
 START_SILENCE_S = 90.0
 CHECK_S = 0.5
+STUCK_FACTOR = 5.0  # work may take this many times as long as foreseen
 STOP_S = 5.0
 
 
@@ -67,7 +68,7 @@ class EngineProcess:
         self._jobs: dict[str, Inbox] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._heard_at = self._busy_s = 0.0
+        self._silent_s = self._busy_s = self._expected_s = 0.0
         self._was_ready = False
         self._changed = asyncio.Condition()
         self._keeper: asyncio.Task[None] | None = None
@@ -143,7 +144,7 @@ class EngineProcess:
         reader, self._writer = await asyncio.open_unix_connection(
             sock=spawned.connection, limit=2**20
         )
-        self._heard_at, self._busy_s = time.monotonic(), 0.0
+        self._silent_s = self._busy_s = self._expected_s = 0.0
         watch = asyncio.create_task(self._watch(self._process))
         try:
             while True:
@@ -156,15 +157,20 @@ class EngineProcess:
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill a process that is silent, or that has been at one piece of work for too long."""
+        """Kill a process that is silent, or that has been at one piece of work for too long.
+
+        Silence is counted in looks and not by the clock: while this process itself is held up (the
+        machine or the container is paused) nothing can be heard.
+        """
         while True:
             await asyncio.sleep(CHECK_S)
-            silent_s = time.monotonic() - self._heard_at
-            limit_s = START_SILENCE_S if self.ready is None else self.setup.silence_s
-            if silent_s > limit_s or self._busy_s > self.setup.stuck_s:
+            self._silent_s += CHECK_S
+            silence_s = START_SILENCE_S if self.ready is None else self.setup.silence_s
+            busy_s = max(self.setup.stuck_s, STUCK_FACTOR * self._expected_s)
+            if self._silent_s > silence_s or self._busy_s > busy_s:
                 log.error(
                     "the engine process hangs (silent %.0f s, busy %.0f s); it is replaced",
-                    silent_s,
+                    self._silent_s,
                     self._busy_s,
                 )
                 with contextlib.suppress(ProcessLookupError):
@@ -198,10 +204,10 @@ class EngineProcess:
     # --- what it says -----------------------------------------------------------------------------
 
     async def _take(self, message: Down | Up, blobs: Sequence[bytes]) -> None:
-        self._heard_at = time.monotonic()
+        self._silent_s = 0.0
         match message:
-            case Beat(busy_s=busy_s, cost=cost):
-                self._busy_s = busy_s
+            case Beat(busy_s=busy_s, cost=cost, expected_s=expected_s):
+                self._busy_s, self._expected_s = busy_s, expected_s
                 self.cost = Coefficients(*cost) if any(cost) else None
             case Ready():
                 self._was_ready, self.setback = True, ""

@@ -10,6 +10,7 @@ from fluxserve.core.errors import FluxserveError
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON
 from fluxserve.engines.local.plan import Plan
+from fluxserve.engines.local.policy import Sample
 from fluxserve.engines.local.wire import Cancel, Order
 
 H = TypeVar("H")  # a sample on the device; the loop only passes it on
@@ -96,6 +97,7 @@ class Run(Generic[H]):
     calls: int = 0  # of the model, likewise
     retries: int = 0
     is_starved: bool = False  # its next step found no room even alone, and is tried once more
+    step_s: float = 0.0  # its longest step, in seconds, as foreseen
     shared: int = 0  # samples that were in the same forwards, this one's included
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -107,6 +109,21 @@ class Run(Generic[H]):
     @property
     def id(self) -> str:
         return self.order.id
+
+    def sample(self, index: int, batch_class: str) -> Sample:
+        """An output as the scheduler sees it."""
+        order = self.order
+        return Sample(
+            id=f"{order.id}/{index}",
+            job_id=order.id,
+            plan=self.plan.steps,
+            submitted_at=self.arrived,
+            batch_class=batch_class,
+            key=order.key,
+            priority=order.priority,
+            deadline=None if order.deadline_s is None else self.arrived + order.deadline_s,
+            alone=order.alone,
+        )
 
     @property
     def is_over(self) -> bool:

@@ -203,6 +203,11 @@ class Scheduler:
         before = (job for job in self._order if self._rank(job, now)[:3] <= rank)
         return remaining + sum(job.remaining_s for job in before)
 
+    def step_s(self, job_id: str) -> float:
+        """Seconds of a job's next forward with one sample alone; 0.0 when it is not queued."""
+        job = self._jobs.get(job_id)
+        return 0.0 if job is None else max(task.alone_s for task in job.tasks)
+
     def overtaken(self, job_id: str) -> tuple[float, float]:
         """Device seconds that jobs behind it were given while it waited, and its patience."""
         job = self._jobs[job_id]

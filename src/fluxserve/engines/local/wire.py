@@ -92,6 +92,7 @@ class Beat:
 
     busy_s: float
     cost: tuple[float, float, float, float]  # coefficients of the step-cost model
+    expected_s: float = 0.0  # the longest piece of work for any job that is there, as foreseen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
