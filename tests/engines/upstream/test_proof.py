@@ -1,6 +1,7 @@
 """Whoever has the provider's word that it took a submission is believed, late or in bad times."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -120,6 +121,88 @@ async def test_a_database_that_is_away_for_good_leaves_the_submission_to_be_foun
     done = await house.end(asked)
     assert done.status is PredictionStatus.SUCCEEDED, done.failure
     assert fake.submissions == 1
+
+
+# --- somebody else who came first ----------------------------------------------------------------
+
+
+@each_kind
+async def test_proof_is_believed_although_somebody_doubted_meanwhile(
+    house: House, lend: Lend, kind: ChannelKind
+) -> None:
+    fake, spec = lend(kind)
+    fake.script.then(Act(accept_s=0.4))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
+    attempt = await posted(house, fake, asked)
+    await house.attempts.move(attempt, replace(attempt, state=A.UNKNOWN, next_at=None))
+    done = await house.end(asked)
+    assert done.status is PredictionStatus.SUCCEEDED, done.failure
+    assert [one.state for one in await house.tries(asked)] == [A.DONE]
+    assert fake.submissions == 1
+
+
+async def test_proof_is_believed_after_the_prediction_was_given_up(
+    house: House, lend: Lend
+) -> None:
+    fake, spec = lend(ChannelKind.BFL)
+    fake.script.then(Act(accept_s=0.4))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
+    attempt = await posted(house, fake, asked)
+    await house.attempts.move(attempt, replace(attempt, state=A.UNKNOWN, next_at=None))
+    assert house.service is not None
+    await house.service.cancel(asked.id)
+    await house.until(lambda: is_at(house, asked, A.DONE))
+    (after,) = await house.tries(asked)
+    assert after.cost_micro > 0  # the bill is known
+
+
+async def is_at(house: House, asked: Prediction, state: A) -> bool:
+    return [one.state for one in await house.tries(asked)] == [state]
+
+
+async def test_proof_of_what_was_voided_is_told_and_repeats_nothing(
+    house: House, lend: Lend, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake, spec = lend(ChannelKind.BFL)
+    fake.script.then(Act(accept_s=0.4))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
+    attempt = await posted(house, fake, asked)
+    void = replace(attempt, state=A.VOID, next_at=None, finished_at=house.clock())
+    await house.attempts.move(attempt, void)  # as `on_unknown = "resubmit"` does
+    assert house.desk is not None
+    await house.desk.put_back(await house.store.get(asked.id))
+    done = await house.end(asked)
+    assert done.status is PredictionStatus.SUCCEEDED, done.failure
+    await house.until(lambda: "paid for twice" in caplog.text)
+    assert next(iter(fake.works)) in caplog.text
+    assert [one.state for one in await house.tries(asked)] == [A.VOID, A.DONE]
+    assert fake.submissions == 2
+
+
+async def test_what_the_answer_says_is_kept_where_a_callback_was_faster(
+    house: House, lend: Lend
+) -> None:
+    fake, spec = lend(ChannelKind.BFL)
+    fake.script.then(Act(accept_s=0.4))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
+    attempt = await posted(house, fake, asked)
+    heard = replace(attempt, state=A.ACCEPTED, upstream_id=next(iter(fake.works)), next_at=None)
+    await house.attempts.move(attempt, heard)
+    await house.until(lambda: has_cost(house, asked))
+    (after,) = await house.tries(asked)
+    assert (after.state, after.upstream_id) == (A.ACCEPTED, heard.upstream_id)
+
+
+async def has_cost(house: House, asked: Prediction) -> bool:
+    return all(one.cost_micro for one in await house.tries(asked))
 
 
 async def test_pictures_that_came_with_the_answer_wait_for_the_store(

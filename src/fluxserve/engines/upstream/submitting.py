@@ -20,6 +20,7 @@ from fluxserve.core.errors import (
 )
 from fluxserve.core.ids import new_id
 from fluxserve.core.prediction import Prediction
+from fluxserve.engines.upstream.accepting import accept
 from fluxserve.engines.upstream.answers import (
     Accepted,
     Declared,
@@ -343,21 +344,9 @@ class Submitter:
         if not self._channel.provider.can_poll:
             wait = self._desk.seconds(self._desk.lease_s)  # to bring in what came with the answer
         next_at = self._desk.clock() + wait
-        after = replace(
-            attempt,
-            state=AttemptState.ACCEPTED,
-            upstream_id=accepted.ticket.upstream_id,
-            poll_url=accepted.ticket.poll_url,
-            cost_micro=accepted.cost_micro or 0,
-            next_at=next_at,
-        )
-        try:
-            saved = await self._desk.learned(attempt, after)
-        except Conflict as conflict:
-            # A callback was faster, or the prediction ended and somebody looked it up meanwhile.
-            log.info("%s: %s", attempt.prediction_id, conflict.message)
+        saved = await accept(self._desk, attempt, accepted, next_at)
+        if saved is None:
             return
-        log.info("%s was accepted by %s", attempt.prediction_id, self._channel.name)
         if isinstance(accepted.state, Working):
             self._desk.expect(next_at)
         else:
