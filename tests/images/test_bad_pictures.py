@@ -40,6 +40,15 @@ def test_a_png_with_a_broken_animation_is_read_without_a_warning() -> None:
     assert codec.decode(BROKEN_ANIMATION).getpixel((0, 0)) == (0x10, 0x20, 0x30)
 
 
+def test_an_animation_on_a_canvas_too_wide_for_webp_is_kept_in_another_format() -> None:
+    moving = file_of(quadrants(), "WEBP", save_all=True, append_images=[quadrants().rotate(90)])
+    file = bytearray(moving)
+    file[24:27] = (20_000 - 1).to_bytes(3, "little")  # the width of the canvas
+    kept = codec.prepare(bytes(file), field="image")
+    assert (kept.mime, kept.width, kept.height) == ("image/png", 20_000, 32)
+    assert codec.decode(kept.data).size == (20_000, 32)
+
+
 def cut(form: str, share: float) -> bytes:
     data = file_of(quadrants(320, 200), form)
     return data[: int(len(data) * share)]
