@@ -53,11 +53,7 @@ from fluxserve.storage.database import Transition
 from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.keys import SqlKeyStore
-from fluxserve.storage.ledger import (
-    BudgetedAttemptStore,
-    BudgetedPredictionStore,
-    SqlMoneyStore,
-)
+from fluxserve.storage.ledger import BudgetedAttemptStore, BudgetedPredictionStore, SqlMoneyStore
 from fluxserve.storage.opening import is_shared, open_database
 from fluxserve.storage.orphans import Orphans
 from fluxserve.storage.secrets import Secrets, open_admin_token, open_secrets, share_secrets
@@ -286,6 +282,7 @@ class House:
             http=http_settings(self.settings),
             clock=now,
             retention_s=self.settings.retention.files_s,
+            judge_url=self.guard.check,
             repaint_mask=partial(repaint_mask, pixels_max=self.settings.limits.pixels_max),
             webhook_jwks=jwks(self.secrets.webhook_key),
             devices=self._devices,

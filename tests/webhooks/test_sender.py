@@ -352,3 +352,13 @@ async def test_more_than_may_be_held_is_claimed_bit_by_bit(
         await post.deliverer.start()
         seen = {(await receiver.next()).headers["webhook-id"] for _ in owed}
         assert seen == {row.id for row in owed}
+
+
+async def test_the_log_says_why_a_message_was_put_off(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        (owed,) = await post.owe("http://10.0.0.1/hook")
+        await post.deliverer.start()
+        await post.tried(owed, 1)
+    assert "to 10.0.0.1: 10.0.0.1 is not a public address" in caplog.text

@@ -132,6 +132,7 @@ class Services:
     http: HttpSettings
     clock: Callable[[], datetime]
     retention_s: float
+    judge_url: Callable[[str], None]  # InputUnreachable: an address that is never called
     repaint_mask: Callable[[bytes, str], bytes]  # data, field: white where the mask wants change
     webhook_jwks: JSON  # the public key of fal's webhooks
     devices: Callable[[], Sequence[JSON]] = tuple

@@ -186,9 +186,9 @@ class Deliverer:
             )
             return replace(failed, state=DeliveryState.DEAD)
         log.info(
-            "webhook %s (%s) of %s put off after try %d, to %s",
+            "webhook %s (%s) of %s put off after try %d, to %s: %s",
             *(delivery.id, delivery.kind, delivery.prediction_id),
-            *(failed.tries, host_of(delivery)),
+            *(failed.tries, host_of(delivery), answer.error),
         )
         return replace(failed, next_at=next_at)
 

@@ -31,6 +31,7 @@ from fluxserve.dialects.bfl import alpha, forms, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
 from fluxserve.dialects.delivery import delivery_routes
+from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.wire import Answer, Shown, dump, told
 
 NAME = "bfl"
@@ -110,6 +111,7 @@ class Api:
         webhook = _webhook(checked.values, problems)
         if problems:
             raise InvalidRequest.of(problems)
+        check_receiver(self.services, webhook, "webhook_url")
         urls = {key: text for key, text in texts.items() if is_url(text)}
         pictures = await self._take(form, texts, caller)
         origin = Origin(

@@ -37,6 +37,7 @@ from fluxserve.dialects.fal import reading, words
 from fluxserve.dialects.fal.apps import App, find_app
 from fluxserve.dialects.fal.errors import error, error_headers, failure_of
 from fluxserve.dialects.fal.words import NAME
+from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.sse import stream
 from fluxserve.dialects.wire import Answer
 
@@ -100,7 +101,9 @@ class Calls:
     async def submit(self, ask: Ask) -> Response:
         caller = await caller_of(self.services, ask.request)
         app = find_app(self.services.catalog, ask.path)
-        prediction = await self._create(ask, app, caller, webhook=_webhook(ask.query))
+        webhook = _webhook(ask.query)
+        check_receiver(self.services, webhook, "fal_webhook")
+        prediction = await self._create(ask, app, caller, webhook=webhook)
         outlook = await self.services.predictions.outlook(prediction)
         links = self.services.links(ask.request, self.mount)
         body = words.accepted(prediction, app.short, outlook.queue_position, links)

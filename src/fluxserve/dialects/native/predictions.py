@@ -38,6 +38,7 @@ from fluxserve.dialects.native.words import (
     to_params,
     to_webhook,
 )
+from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.sse import stream
 from fluxserve.dialects.wire import Answer, Shown, dump, told
 
@@ -78,6 +79,8 @@ def routes(services: Services, mount: str) -> list[Route]:
         deadline = values.get("deadline_s")
         priority = values.get("priority")
         params = to_params(values, images, mask)
+        webhook = to_webhook(values)
+        check_receiver(services, webhook, "webhook")
         origin = Origin(
             dialect="native",
             model_name=str(values.get("model")),
@@ -86,7 +89,7 @@ def routes(services: Services, mount: str) -> list[Route]:
             base_url=links.base,
             mount=mount,
             said=_said(body),
-            webhook=to_webhook(values),
+            webhook=webhook,
         )
         try:
             prediction = await services.predictions.create(

@@ -48,6 +48,11 @@ class Create:
     idempotency: Idempotency | None
     size_bytes: int  # of the body
 
+    @property
+    def webhook_field(self) -> str:
+        """The field that named the webhook, if one did."""
+        return "webhook" if "webhook" in self.echo else "webhook_completed"
+
 
 async def read_create(request: Request, shelf: Shelf, name: str | None, max_bytes: int) -> Create:
     """`name` is the model's name in the path; None where the body names a version.

@@ -19,6 +19,7 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, Origin
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.links import Links
+from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.replicate.api import CREATE, NO_STORE, answer, called, page, resource
 from fluxserve.dialects.replicate.body import Create, judge_size, read_create
 from fluxserve.dialects.replicate.hold import Hold, read_cancel_after, read_prefer
@@ -132,6 +133,7 @@ class Predictions:
         name = f"{named}/{request.path_params['name']}" if named is not None else None
         body = await read_create(request, self._shelf, name, services.http.body_max_bytes)
         _judge_target(body, links)
+        check_receiver(services, body.webhook, body.webhook_field)
         inputs = body.model.inputs
         values = check_input(inputs, body.input)
         taken = await take_pictures(services, links, caller, inputs, body.input)

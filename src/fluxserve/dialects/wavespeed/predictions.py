@@ -20,6 +20,7 @@ from fluxserve.core.request import JSON, ImageInput, Origin, WebhookSpec
 from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, bearer, read_object, take_image
 from fluxserve.dialects.links import Links
+from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.wavespeed import reading, words
 from fluxserve.dialects.wavespeed.errors import NO_STORE, envelope, success
 from fluxserve.dialects.wavespeed.forms import Form, Model
@@ -71,7 +72,10 @@ class Predictions:
         links = self.services.links(request, self.mount)
         body = await read_object(request, self.services.http.body_max_bytes)
         idempotency = _idempotency(request, name, body)
-        webhook = webhook_of(str(request.url.query), body.pop("webhook_url", None))
+        query = str(request.url.query)
+        webhook = webhook_of(query, body.pop("webhook_url", None))
+        is_in_query = "&webhook=" in f"&{query}"
+        check_receiver(self.services, webhook, "webhook" if is_in_query else "webhook_url")
         texts, problems = reading.pictures_in(model.form, body)
         checked = reading.read(model.form, body, texts)
         problems += checked.problems
