@@ -120,7 +120,8 @@ class InvalidRequest(FluxserveError):
     def of(cls, problems: Sequence[Problem]) -> "InvalidRequest":
         """One error from one or more problems; the first gives the message and the field."""
         first = problems[0]
-        text = f"{first.field}: {first.message}" if first.field else first.message
+        is_named = not first.field or first.message.startswith(f"{first.field} ")
+        text = first.message if is_named else f"{first.field}: {first.message}"
         return cls(text, field=first.field or None, problems=problems)
 
 

@@ -20,6 +20,7 @@ from fluxserve.core.errors import (
     Problem,
     Rule,
     Unauthenticated,
+    UnknownModel,
 )
 from fluxserve.core.ids import parse_id
 from fluxserve.core.ports import Idempotency, Query
@@ -77,6 +78,7 @@ class Api:
         rest = [] if self.mount == SHARED else [self._everything_else()]
         return [
             *submits,
+            self._route(f"/flux-{{name}}{suffix}", POST=self.no_model),
             self._route("/get_result", GET=self.get_result),
             self._route("/cancel", POST=self.cancel),
             self._route("/tasks", GET=self.tasks),
@@ -135,6 +137,10 @@ class Api:
         except InvalidRequest as problem:
             raise _in_their_words(form, problem) from problem
         return Answer(words.accepted(prediction, links))
+
+    async def no_model(self, request: Request) -> Response:
+        name = f"flux-{request.path_params['name']}"
+        raise UnknownModel(f"There is no model named {name[:200]!r}")
 
     async def _take(
         self, form: Form, texts: dict[str, str], caller: Caller

@@ -41,6 +41,8 @@ HTTP_STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.INTERNAL: 500,
 }
 
+NOT_FOUND = "Not Found"  # what an unknown path is, whatever was meant by it
+
 
 def error(failure: Failure) -> tuple[int, JSON]:
     status = http_status(failure)
@@ -70,7 +72,8 @@ def error_body(status: int, failure: Failure) -> dict[str, JSON]:
     """422 has a list, everything else a text; both have a one-line message."""
     word = error_word(failure.code)
     if status != 422:
-        return {"detail": failure.message, "message": failure.message, "error": word}
+        detail = NOT_FOUND if failure.code is ErrorCode.UNKNOWN_MODEL else failure.message
+        return {"detail": detail, "message": failure.message, "error": word}
     details = [_detail(problem) for problem in _problems(failure)]
     lines = [_line(problem, str(item["msg"])) for problem, item in details]
     return {

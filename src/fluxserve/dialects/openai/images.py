@@ -105,9 +105,12 @@ class Images:
         if call.asked.flag("stream"):
             return stream(self._events(call, made[0].id), headers)
         hold_s, is_patient = _hold(request, self.services.http.wait_max_s)
+        began_s = asyncio.get_running_loop().time()
         done = await self._wait(made, hold_s)
         if not all(prediction.is_terminal for prediction in done):
-            return _late(hold_s, headers, is_patient=is_patient)
+            # Less than was meant when the server goes down.
+            waited_s = asyncio.get_running_loop().time() - began_s
+            return _late(min(waited_s, hold_s), headers, is_patient=is_patient)
         for prediction in done:
             if failure := failure_of(prediction):
                 # Work was done for this answer: a client that repeats the call would do it again.
@@ -320,9 +323,9 @@ def _hold(request: Request, most_s: float) -> tuple[float, bool]:
     return most_s, is_patient
 
 
-def _late(hold_s: float, headers: Mapping[str, str], *, is_patient: bool) -> Response:
+def _late(waited_s: float, headers: Mapping[str, str], *, is_patient: bool) -> Response:
     id_ = headers["x-request-id"]
-    text = f"The picture is not finished after {math.ceil(hold_s)} s; it goes on as {id_}."
+    text = f"The picture is not finished after {math.ceil(waited_s)} s; it goes on as {id_}."
     failure = Failure(code=ErrorCode.TIMED_OUT, message=text)
     answer = failed(failure, error, error_headers)
     return _with(answer, headers, "true" if is_patient else "false")
