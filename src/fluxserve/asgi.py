@@ -95,7 +95,7 @@ class Front:
         path, method = scope["path"], scope["method"]
         if methods := self._signpost.methods(path):
             words = f"{method} is not for this path"
-            response = _failed(path, Failure(code=ErrorCode.NOT_FOUND, message=words))
+            response = _failed(path, Failure(code=ErrorCode.WRONG_METHOD, message=words))
             response.status_code = 405
             response.headers["Allow"] = ", ".join(sorted(methods))
             return response

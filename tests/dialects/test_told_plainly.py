@@ -59,3 +59,15 @@ async def test_an_empty_prompt_is_named_once(client: httpx.AsyncClient) -> None:
     answer = await client.post("/fluxserve/v1/predictions", json=body)
     error = answer.json()["error"]
     assert (error["field"], error["message"]) == ("prompt", "prompt is required")
+
+
+@pytest.mark.parametrize(
+    "path", ["/fluxserve/v1/predictions", "/openai/v1/images/generations", "/api/v3/balance"]
+)
+async def test_a_wrong_method_is_not_called_a_path_that_is_not_there(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    answer = await client.patch(path)
+    assert answer.status_code == 405
+    assert "method_not_allowed" in answer.text
+    assert "not_found" not in answer.text

@@ -14,6 +14,7 @@ class ErrorCode(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted"
     UNKNOWN_MODEL = "unknown_model"
     NOT_FOUND = "not_found"
+    WRONG_METHOD = "method_not_allowed"
     CONFLICT = "conflict"
     TOO_LARGE = "too_large"
     RATE_LIMITED = "rate_limited"

@@ -13,6 +13,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.BUDGET_EXHAUSTED: 403,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.NOT_FOUND: 404,
+    ErrorCode.WRONG_METHOD: 405,
     ErrorCode.CONFLICT: 422,  # clients repeat 409
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.RATE_LIMITED: 429,
@@ -36,6 +37,7 @@ ERROR_TYPE: Mapping[ErrorCode, str] = {
     ErrorCode.BUDGET_EXHAUSTED: "exhausted_balance",
     ErrorCode.UNKNOWN_MODEL: "not_found",
     ErrorCode.NOT_FOUND: "not_found",
+    ErrorCode.WRONG_METHOD: "method_not_allowed",
     ErrorCode.CONFLICT: "conflict",
     ErrorCode.TOO_LARGE: "file_too_large",
     ErrorCode.RATE_LIMITED: "rate_limited",

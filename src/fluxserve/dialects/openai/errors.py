@@ -19,6 +19,7 @@ WORDS: Mapping[ErrorCode, tuple[int, str, str | None]] = {
     ErrorCode.BUDGET_EXHAUSTED: (429, "insufficient_quota", "insufficient_quota"),
     ErrorCode.UNKNOWN_MODEL: (404, INVALID, "model_not_found"),
     ErrorCode.NOT_FOUND: (404, INVALID, None),
+    ErrorCode.WRONG_METHOD: (405, INVALID, "method_not_allowed"),
     ErrorCode.CONFLICT: (409, INVALID, "conflict"),
     ErrorCode.TOO_LARGE: (413, INVALID, "file_too_large"),
     ErrorCode.RATE_LIMITED: (429, "rate_limit_exceeded", "rate_limit_exceeded"),

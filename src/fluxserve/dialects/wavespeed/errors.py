@@ -17,6 +17,7 @@ HTTP_STATUS: Mapping[ErrorCode, int] = {
     ErrorCode.BUDGET_EXHAUSTED: 402,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.NOT_FOUND: 404,
+    ErrorCode.WRONG_METHOD: 405,
     ErrorCode.CONFLICT: 409,
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.RATE_LIMITED: 429,
