@@ -28,7 +28,7 @@ from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, ImageInput, Origin, WebhookSpec
 from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import ErrorShape, Services, answering, read_object, take_image
-from fluxserve.dialects.bfl import alpha, forms, words
+from fluxserve.dialects.bfl import alpha, forms, query, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
 from fluxserve.dialects.delivery import delivery_routes
@@ -41,9 +41,7 @@ COMFY = "/proxy/bfl"  # ComfyUI's mount: submits end in /generate
 SHARED = "/v1"  # other dialects live here too: no catch-all
 MOUNTS = (SHARED, GATEWAY, "/bfl/v1", COMFY)
 
-WAIT_MAX_S = 60.0
 CREDITS_WITHOUT_BUDGET = 1_000_000.0
-TASKS_MAX = 100
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 NO_STORE = {"Cache-Control": "no-store"}
 LICENSE_FIELDS = (Field(name="number_of_generations", kind=Kind.INTEGER, min=0, default=1),)
@@ -172,9 +170,8 @@ class Api:
         """Needs no key. A poll that comes too early is held for a moment."""
         asked = request.query_params.get("id", "").strip()
         if not asked:
-            problem = Problem(field="query.id", rule=Rule.REQUIRED, message="Field required")
-            raise InvalidRequest.of([problem])
-        wait_s = _wait_s(request)
+            raise query.no_id()
+        wait_s = query.wait_s(request)
         try:
             prediction = await self._find(asked, await self._anyone(request))
             if not prediction.is_terminal:
@@ -204,8 +201,7 @@ class Api:
             body = await read_object(request, self.services.http.body_max_bytes)
             asked = str(body.get("id") or "").strip()
         if not asked:
-            problem = Problem(field="query.id", rule=Rule.REQUIRED, message="Field required")
-            raise InvalidRequest.of([problem])
+            raise query.no_id()
         try:
             found = await self._find(asked, caller)
             prediction = await self.services.predictions.cancel(found.id, caller)
@@ -218,14 +214,14 @@ class Api:
         """Ours: GET ?limit=&after=, the caller's tasks, newest first; `next` goes into `after`."""
         caller = await self._caller(request)
         await self.services.limiter.hit(caller, "read")
-        limit = _limit(request)
+        limit = query.limit(request)
         cursor = None
         if after := request.query_params.get("after", "").strip():
             last = await self._find(after, caller)
             cursor = (last.created_at, last.id)
         key_id = None if caller.is_admin else caller.key_id
-        query = Query(key_id=key_id, cursor=cursor, limit=limit + 1)
-        rows = await self.services.predictions.page(query)
+        asked = Query(key_id=key_id, cursor=cursor, limit=limit + 1)
+        rows = await self.services.predictions.page(asked)
         links = self.services.links(request, self.mount)
         shown = [words.polled(row, links) for row in rows[:limit]]
         more = shown[-1]["id"] if len(rows) > limit else None
@@ -379,26 +375,3 @@ def _idempotency(request: Request, name: str, body: Mapping[str, JSON]) -> Idemp
 def _in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
     found = forms.renamed(form, problem.problems)
     return InvalidRequest.of(found) if found else problem
-
-
-def _wait_s(request: Request) -> float:
-    """`?wait=` in seconds, at most a minute; 0 where nothing was said."""
-    text = request.query_params.get("wait")
-    if text is None:
-        return 0.0
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
-    if not seconds >= 0:
-        message = "Input should be a valid number of seconds"
-        raise InvalidRequest.of([Problem(field="query.wait", rule=Rule.OTHER, message=message)])
-    return min(seconds, WAIT_MAX_S)
-
-
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", "20")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= TASKS_MAX:
-        message = f"Input should be a whole number from 1 to {TASKS_MAX}"
-        raise InvalidRequest.of([Problem(field="query.limit", rule=Rule.OTHER, message=message)])
-    return int(text)
