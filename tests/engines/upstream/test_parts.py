@@ -237,3 +237,22 @@ async def test_a_server_that_stops_puts_back_what_waits_for_a_part(
     await house.open()
     assert (await house.end(asked)).status is PredictionStatus.SUCCEEDED
     assert fake.submissions == 2
+
+
+async def test_parts_that_a_killed_server_had_not_sent_go_on_at_once(
+    house: House, lend: Lend
+) -> None:
+    fake, spec = lend(ChannelKind.BFL, **LONG)
+    fake.script.then(Act(outcome=Outcome.HANG), BUSY)
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask(num_outputs=2)
+    await house.until(lambda: refused(house, asked))
+    await house.crash()
+    for work in fake.works.values():
+        work.act = Act()
+    house.clock.advance(300)  # the rest is over, and no lease of the dead server is
+    await house.open()
+    done = await house.end(asked)
+    assert done.status is PredictionStatus.SUCCEEDED, done.failure
+    assert fake.submissions == 2

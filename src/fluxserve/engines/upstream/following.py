@@ -370,7 +370,7 @@ class Follower:
             return
         if not await self._refuse(attempt, prediction, gone(attempt.channel)):
             return
-        state = A.FAILED if attempt.state is A.ACCEPTED else attempt.state
+        state = {A.ACCEPTED: A.FAILED, A.INTENT: A.UNKNOWN}.get(attempt.state, attempt.state)
         await self._desk.close(attempt, replace(attempt, state=state, next_at=None))
 
     async def _later(self, attempt: Attempt, wait: timedelta) -> None:

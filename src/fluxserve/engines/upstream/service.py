@@ -25,7 +25,7 @@ from fluxserve.engines.upstream.following import Follower
 from fluxserve.engines.upstream.openai import Openai
 from fluxserve.engines.upstream.replicate import Replicate
 from fluxserve.engines.upstream.resolving import decide
-from fluxserve.engines.upstream.submitting import Submitter
+from fluxserve.engines.upstream.submitting import Submitter, is_whole
 from fluxserve.engines.upstream.wavespeed import Wavespeed
 from fluxserve.engines.upstream.wire import Guard
 
@@ -202,8 +202,8 @@ class Upstreams:
             if prediction.engine not in self._desk.channels:
                 continue
             attempts = await self._desk.attempts.of(prediction.id)
-            if not any(attempt.state.is_open for attempt in attempts):
-                await self._desk.put_back(prediction)
+            if not is_whole([attempt for attempt in attempts if attempt.state.is_open]):
+                await self._desk.put_back(prediction)  # all of it, or the parts that are missing
 
     async def _recount(self) -> None:
         counts = await self._desk.attempts.open_counts()

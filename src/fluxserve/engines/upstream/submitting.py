@@ -173,7 +173,7 @@ class Submitter:
         self, prediction: Prediction, error: Exception, failure: Failure
     ) -> None:
         held = [a for a in await self._desk.attempts.of(prediction.id) if a.state.is_open]
-        if _is_whole(held):
+        if is_whole(held):
             return  # it is followed, or looked up, to its end
         # What is unforeseen would come every time, unless something was submitted before it.
         is_known = isinstance(error, FluxserveError)
@@ -215,14 +215,14 @@ class Submitter:
 
     async def _adopt_all(self, held: Sequence[Attempt], prediction: Prediction) -> bool:
         """Take over what is open; whether parts are missing, and to be submitted here."""
-        is_whole = _is_whole(held)
+        has_all = is_whole(held)
         is_ours = all(attempt.channel == self._channel.name for attempt in held)
-        if not is_whole and not is_ours and held[0].channel in self._desk.channels:
+        if not has_all and not is_ours and held[0].channel in self._desk.channels:
             await self._desk.put_back(prediction, held[0].channel)
             return False
         for attempt in held:
             await self._follower.adopt(attempt, prediction)
-        return not is_whole and is_ours
+        return not has_all and is_ours
 
     def _model(self, prediction: Prediction) -> str:
         card = self._desk.catalog.card(prediction.request.model)
@@ -354,6 +354,6 @@ class Submitter:
             await persistently(lambda: self._follower.settle(saved, state, self._channel))
 
 
-def _is_whole(held: Sequence[Attempt]) -> bool:
+def is_whole(held: Sequence[Attempt]) -> bool:
     """Whether no part of a prediction is missing among its open submissions."""
     return bool(held) and len({attempt.part for attempt in held}) == held[0].parts
