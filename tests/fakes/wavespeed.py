@@ -40,6 +40,7 @@ class FakeWavespeed(FakeProvider):
         inner = [
             Route("/predictions", self.listing, methods=["POST"]),
             Route("/predictions/delete", self.delete, methods=["POST"]),
+            Route("/predictions/{id}/cancel", self.no_such_path, methods=["POST"]),
             Route("/predictions/{id}", self.get),
             Route("/predictions/{id}/result", self.get),
             Route("/media/upload/binary", self.upload, methods=["POST"]),
@@ -93,6 +94,11 @@ class FakeWavespeed(FakeProvider):
         shown = found[(page - 1) * size : page * size]
         items = [self.task(work, origin_of(request)) for work in shown]
         return JSONResponse(self.envelope({"page": page, "total": len(found), "items": items}))
+
+    async def no_such_path(self, request: Request) -> Response:
+        """The contract knows no way to cancel but to delete."""
+        self.note(request)
+        return JSONResponse({"code": 404, "message": "not found"}, 404)
 
     async def delete(self, request: Request) -> Response:
         self.note(request)

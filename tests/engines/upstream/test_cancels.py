@@ -6,6 +6,7 @@ from fluxserve.core.attempts import AttemptState
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.engines.upstream.answers import PollLie, PollTrouble, Ticket
 from fluxserve.engines.upstream.channel import ChannelKind
+from fluxserve.engines.upstream.following import CANCELS_MAX
 from tests.engines.upstream.conftest import House, Lend
 from tests.fakes.script import Act, Outcome
 
@@ -87,3 +88,15 @@ async def test_a_provider_that_never_hears_of_a_cancel_is_followed_to_the_bill(
     done = await canceled(house)
     assert cancels.count > 1
     assert [a.state for a in await house.tries(done)] == [AttemptState.DONE]
+
+
+async def test_a_provider_that_cannot_be_told_of_a_cancel_is_left_alone_in_the_end(
+    house: House, lend: Lend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, spec = lend(ChannelKind.REPLICATE)
+    house.channel(spec)
+    fake.script.default = Act(work_s=3.0)
+    await house.open()
+    cancels = Cancels(house, monkeypatch, *[PollTrouble("HTTP 500")] * 1000)
+    await canceled(house)
+    assert cancels.count <= CANCELS_MAX

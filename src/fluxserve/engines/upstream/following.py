@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 LIES_MAX = 3  # senseless answers before a job is given up, without a sensible one in between
 LIES = "lies"  # a fact: how many there were
+CANCELS_MAX = 10  # tries to tell of a cancel to a provider that does not answer it
+CANCELS = "cancels"  # a fact: how many there were
 WAIT_FOR_CLAIM_S = 2.0  # a prediction that is being claimed again is looked at this much later
 ORPHAN_LOOK_S = 60.0
 ORPHAN_S = 3600.0  # submissions of a channel that is configured no longer are given up then
@@ -128,14 +130,17 @@ class Follower:
     async def _cancel(self, attempt: Attempt, channel: Channel) -> Attempt:
         """The caller has turned away: tell the provider, then follow quietly to the bill.
 
-        Told with every poll until it answers: what it does not hear of is made, and billed.
+        Told with every poll until it answers, for a while: what it does not hear of is made, and
+        billed; where it can never be told, telling it would only disturb the polls.
         """
         try:
             if await channel.provider.cancel(ticket_of(attempt)):
                 log.info("%s was canceled at %s", attempt.prediction_id, channel.name)
         except PollTrouble as trouble:
-            log.info("%s: %s; to be canceled again", attempt.prediction_id, trouble)
-            return attempt
+            if (count := int(attempt.facts.get(CANCELS, "0")) + 1) < CANCELS_MAX:
+                log.info("%s: %s; to be canceled again", attempt.prediction_id, trouble)
+                counted = replace(attempt, facts={**attempt.facts, CANCELS: str(count)})
+                return await self._desk.attempts.move(attempt, counted)
         except PollLie:
             pass  # it has heard of it, whatever it says
         after = replace(attempt, facts={**attempt.facts, "cancel": "asked"})
