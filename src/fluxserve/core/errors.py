@@ -1,6 +1,6 @@
 """The error tree: raised inside a process, carried as a `Failure` everywhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -124,6 +124,12 @@ class InvalidRequest(FluxserveError):
         is_named = not first.field or first.message.startswith(f"{first.field} ")
         text = first.message if is_named else f"{first.field}: {first.message}"
         return cls(text, field=first.field or None, problems=problems)
+
+    def retold(self, told: Callable[[Problem], Problem]) -> "InvalidRequest":
+        """The same with each problem as `told` gives it: in the words of whoever asked."""
+        if not self.problems:
+            return InvalidRequest(self.message, field=self.field)
+        return InvalidRequest.of([told(problem) for problem in self.problems])
 
 
 class Unauthenticated(FluxserveError):

@@ -90,7 +90,7 @@ class Redelivery(Protocol):
 class HttpSettings:
     """The few settings that dialects know."""
 
-    public_url: str = ""  # scheme://host[:port]; empty: what the caller used
+    public_url: str = ""  # scheme://host[:port], no slash after it; empty: what the caller used
     trusted_proxies: tuple[str, ...] = ()  # networks whose forwarded headers count
     body_max_bytes: int = 32 * MIB
     upload_max_bytes: int = 100 * MIB
@@ -313,7 +313,7 @@ def _no_constant(name: str) -> float:
 def base_url(request: Request, http: HttpSettings) -> str:
     """scheme://host[:port] as the caller sees us: configured, told by a trusted proxy, or asked."""
     if http.public_url:
-        return http.public_url.rstrip("/")
+        return http.public_url
     scope, headers = request.scope, request.headers
     scheme, host = scope["scheme"], headers.get("host", "")
     told_scheme, told_host = headers.get("x-forwarded-proto"), headers.get("x-forwarded-host")

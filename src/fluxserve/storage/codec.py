@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import compress
-from operator import attrgetter, ne
+from operator import attrgetter
 from typing import Any, cast
 
 import msgspec
@@ -104,9 +103,8 @@ class Plain:
 
     def pack(self, value: object) -> dict[str, Any]:
         """Those of them that differ from their default."""
-        held = self._values(value)
-        differs = map(ne, held, self._defaults)
-        return dict(compress(zip(self._names, held, strict=True), differs))
+        values = zip(self._names, self._values(value), self._defaults, strict=True)
+        return {name: held for name, held, default in values if held != default}
 
     def known(self, data: Decoded) -> dict[str, Any]:
         """Those of them that `data` speaks of."""

@@ -260,8 +260,8 @@ def _due(
     """
     if prediction is not None and prediction.status is PredictionStatus.SUCCEEDED and held:
         rows = yield PRICE({"price": held.price_id})
-        for price in readable(rows):
-            return price.rule.cost(prediction.request, len(prediction.outputs))
+        if found := readable(rows):
+            return found[0].rule.cost(prediction.request, len(prediction.outputs))
     due = 0
     for attempt in made:
         if attempt.cost_micro and attempt.state in CHARGED:

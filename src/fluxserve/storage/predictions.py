@@ -131,8 +131,13 @@ class Recent:
             self._coming[prediction.id] = (prediction.engine, prediction.priority)
 
     def arrived(self, prediction: Prediction, stored: Prediction | None) -> None:
-        """It was stored, or an earlier one was found (None: neither): its line grows by it."""
+        """It was stored, or an earlier one was found, and its line grows by it.
+
+        None: refused, or nobody waited for the end, and it may be stored.
+        """
         self._coming.pop(prediction.id, None)
+        if stored is None:
+            self._lines.clear()
         if stored is not prediction or prediction.status is not PredictionStatus.QUEUED:
             return
         own = (prediction.engine, prediction.priority)

@@ -1,4 +1,4 @@
-"""Native errors name the field that is wrong, and not the object around it."""
+"""Native errors name the field that is wrong, as the caller spelled it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,3 +47,21 @@ async def test_the_bad_field_itself_is_named(
 async def test_every_problem_is_named(client: httpx.AsyncClient) -> None:
     error = await refused(client, {"prompt": "a fox", "one": 1, "two": 2})
     assert [problem["field"] for problem in error["problems"]] == ["model", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        ({"width": 0, "height": 0}, ["width", "height"]),
+        ({"width": 0}, ["width"]),
+        ({"size": "0x0"}, ["size", "size"]),
+        ({"size": "100000x100000"}, ["size", "size", "size"]),
+    ],
+)
+async def test_no_pixels_and_too_many_are_refused_as_sizes(
+    client: httpx.AsyncClient, said: dict[str, Any], fields: list[str]
+) -> None:
+    error = await refused(client, {**GOOD, **said})
+    assert [problem["field"] for problem in error["problems"]] == fields
+    assert "WIDTHxHEIGHT" not in error["message"]
+    assert "ust be" in error["message"]

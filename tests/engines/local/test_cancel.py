@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fluxserve.core.ports import Progress
+from fluxserve.engines.local.engine import LocalEngine
+from fluxserve.engines.local.process import EngineProcess, Inbox
 from fluxserve.engines.local.wire import Cancel, Ended, Made, Moved, Order
-from tests.engines.local.stage import READY, played
+from tests.engines.local.stage import READY, Actor, Stage, played
 from tests.engines.local.test_engine import job
 from tests.engines.local.test_plan import TEXT
 
@@ -18,17 +20,25 @@ ORDER = replace(TEXT, id="j")
 MADE = Made(id="j", index=0, key="picture-0", mime="image/png", width=8, height=8, seed=1)
 
 
+async def cut_off(
+    engine: LocalEngine, stage: Stage
+) -> tuple[Actor, EngineProcess, asyncio.Task[Inbox]]:
+    """A submission that is cancelled while it is being written."""
+    actor = await stage.entrances.get()
+    await actor.say(READY)
+    await engine.wait_ready()
+    (process,) = engine.processes
+    # More than the socket takes at once: it is still being written.
+    submitting = asyncio.create_task(process.submit(ORDER, [bytes(5_000_000)]))
+    while not process.jobs:
+        await asyncio.sleep(0)
+    submitting.cancel()
+    return actor, process, submitting
+
+
 async def test_a_cancel_while_the_order_is_written_takes_the_job_back(tmp_path: Path) -> None:
     async with played(tmp_path) as (engine, stage):
-        actor = await stage.entrances.get()
-        await actor.say(READY)
-        await engine.wait_ready()
-        (process,) = engine.processes
-        # More than the socket takes at once: it is still being written.
-        submitting = asyncio.create_task(process.submit(ORDER, [bytes(5_000_000)]))
-        while not process.jobs:
-            await asyncio.sleep(0)
-        submitting.cancel()
+        actor, process, submitting = await cut_off(engine, stage)
         assert isinstance(await actor.hear(), Order)
         assert await actor.hear() == Cancel(id="j")
         assert process.jobs == 1
@@ -42,14 +52,7 @@ async def test_a_cancel_while_the_order_is_written_to_a_process_that_dies_ends(
     tmp_path: Path,
 ) -> None:
     async with played(tmp_path) as (engine, stage):
-        actor = await stage.entrances.get()
-        await actor.say(READY)
-        await engine.wait_ready()
-        (process,) = engine.processes
-        submitting = asyncio.create_task(process.submit(ORDER, [bytes(5_000_000)]))
-        while not process.jobs:
-            await asyncio.sleep(0)
-        submitting.cancel()
+        actor, process, submitting = await cut_off(engine, stage)
         await actor.aclose()
         with pytest.raises(asyncio.CancelledError):
             await submitting

@@ -1,6 +1,5 @@
 """The pictures around the steps: what a preview shows, and how large they may be."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -17,9 +16,8 @@ from fluxserve.engines.local.plan import plan
 from fluxserve.engines.local.runner import Runner
 from fluxserve.engines.local.turns import Turns
 from fluxserve.engines.local.wire import Order
-from fluxserve.flux import packing, weights
+from fluxserve.flux import packing
 from fluxserve.flux.autoencoder import from_pixels
-from fluxserve.flux.folder import embedded_folder
 from fluxserve.flux.sample import Sample
 from fluxserve.flux.spec import FLUX_KONTEXT_DEV
 from fluxserve.flux.weights import Model
@@ -27,19 +25,7 @@ from fluxserve.images.codec import PIXELS_MAX, encode, prepare
 from tests.engines.local.test_wire import ORDER
 from tests.images.material import quadrants
 
-
-@pytest.fixture(autouse=True)
-def _calm() -> Iterator[None]:
-    """One thread: the machine may be shared, and waiting threads spin."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return weights.load(embedded_folder(), device="cpu", dtype="float32")
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 def runner(model: Model) -> Runner:

@@ -1,7 +1,6 @@
 """What the runner sets aside for references that are remembered, and what it does without room."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -24,18 +23,7 @@ from tests.engines.local.test_plan import EDIT
 WANTED = replace(EDIT, approximations=("skip", "ref_kv"), indexes=(0,), guidance=1.0)
 
 
-@pytest.fixture(autouse=True)
-def _calm() -> Iterator[None]:
-    """One thread: the machine may be shared, and waiting threads spin."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return weights.load(embedded_folder(), device="cpu", dtype="float32")
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 def runner(model: Model, orders: int) -> Runner:

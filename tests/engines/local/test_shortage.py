@@ -16,9 +16,7 @@ from fluxserve.engines.local.run import NoRoom
 from fluxserve.engines.local.runner import Runner
 from fluxserve.engines.local.turns import Turns
 from fluxserve.engines.local.wire import Order
-from fluxserve.flux import weights
 from fluxserve.flux.cache import Cache
-from fluxserve.flux.folder import embedded_folder
 from fluxserve.flux.weights import Model
 from fluxserve.images.codec import encode
 from tests.engines.local.test_loop import Bench, Blank, Device
@@ -140,12 +138,6 @@ def test_work_that_finds_no_room_twice_fails(prompt: str) -> None:
     assert bench.ended() == {"j0": "out_of_memory"}
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    torch.set_num_threads(1)
-    return weights.load(embedded_folder(), device="cpu", dtype="float32")
-
-
 def runner(model: Model) -> Runner:
     turns = Turns(shared=False)
     return Runner(Pipeline(model, turns), turns, memory_max_bytes=0)
@@ -155,6 +147,7 @@ def picture() -> bytes:
     return encode(Image.new("RGB", (64, 64), "red"), OutputFormat.PNG).data
 
 
+@pytest.mark.usefixtures("calm")
 def test_making_room_empties_every_cache_and_what_requests_hold_stays(model: Model) -> None:
     one = runner(model)
     wanted = replace(EDIT, indexes=(0,), sizes=((64, 64),), num_steps=2)

@@ -51,12 +51,19 @@ def hiccups(house: House) -> Hiccups:
     return rows
 
 
-async def posted(house: House, fake: FakeProvider, asked: Prediction) -> Attempt:
-    """The intent of a submission that the provider has, and has not answered yet."""
+async def posted(
+    house: House, lend: Lend, kind: ChannelKind = ChannelKind.BFL
+) -> tuple[FakeProvider, Prediction, Attempt]:
+    """A prediction with the intent of its submission: the provider has it, and is slow to say."""
+    fake, spec = lend(kind)
+    fake.script.then(Act(accept_s=0.4))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
     await house.until(lambda: fake.submissions)
     (attempt,) = await house.tries(asked)
     assert attempt.state is A.INTENT
-    return attempt
+    return fake, asked, attempt
 
 
 # --- a database that does not answer -------------------------------------------------------------
@@ -130,12 +137,7 @@ async def test_a_database_that_is_away_for_good_leaves_the_submission_to_be_foun
 async def test_proof_is_believed_although_somebody_doubted_meanwhile(
     house: House, lend: Lend, kind: ChannelKind
 ) -> None:
-    fake, spec = lend(kind)
-    fake.script.then(Act(accept_s=0.4))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask()
-    attempt = await posted(house, fake, asked)
+    fake, asked, attempt = await posted(house, lend, kind)
     await house.attempts.move(attempt, replace(attempt, state=A.UNKNOWN, next_at=None))
     done = await house.end(asked)
     assert done.status is PredictionStatus.SUCCEEDED, done.failure
@@ -146,12 +148,7 @@ async def test_proof_is_believed_although_somebody_doubted_meanwhile(
 async def test_proof_is_believed_after_the_prediction_was_given_up(
     house: House, lend: Lend
 ) -> None:
-    fake, spec = lend(ChannelKind.BFL)
-    fake.script.then(Act(accept_s=0.4))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask()
-    attempt = await posted(house, fake, asked)
+    _, asked, attempt = await posted(house, lend)
     await house.attempts.move(attempt, replace(attempt, state=A.UNKNOWN, next_at=None))
     assert house.service is not None
     await house.service.cancel(asked.id)
@@ -167,12 +164,7 @@ async def is_at(house: House, asked: Prediction, state: A) -> bool:
 async def test_proof_of_what_was_voided_is_told_and_repeats_nothing(
     house: House, lend: Lend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake, spec = lend(ChannelKind.BFL)
-    fake.script.then(Act(accept_s=0.4))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask()
-    attempt = await posted(house, fake, asked)
+    fake, asked, attempt = await posted(house, lend)
     void = replace(attempt, state=A.VOID, next_at=None, finished_at=house.clock())
     await house.attempts.move(attempt, void)  # as `on_unknown = "resubmit"` does
     assert house.desk is not None
@@ -188,12 +180,7 @@ async def test_proof_of_what_was_voided_is_told_and_repeats_nothing(
 async def test_what_the_answer_says_is_kept_where_a_callback_was_faster(
     house: House, lend: Lend
 ) -> None:
-    fake, spec = lend(ChannelKind.BFL)
-    fake.script.then(Act(accept_s=0.4))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask()
-    attempt = await posted(house, fake, asked)
+    fake, asked, attempt = await posted(house, lend)
     heard = replace(attempt, state=A.ACCEPTED, upstream_id=next(iter(fake.works)), next_at=None)
     await house.attempts.move(attempt, heard)
     await house.until(lambda: has_cost(house, asked))

@@ -120,14 +120,12 @@ def to_params(app: App, asked: Asked, pictures: Mapping[str, ImageInput]) -> Ima
 
 def in_said_words(asked: Asked, error: InvalidRequest) -> InvalidRequest:
     """The same problems; one of the ratio where the caller said the ratio."""
-    if not error.problems:
-        return error
-    return InvalidRequest.of(
-        [
-            replace(problem, field=asked.ratio_from) if problem.field in RATIO_FIELDS else problem
-            for problem in error.problems
-        ]
-    )
+
+    def told(problem: Problem) -> Problem:
+        is_ratio = problem.field in RATIO_FIELDS
+        return replace(problem, field=asked.ratio_from) if is_ratio else problem
+
+    return error.retold(told)
 
 
 def with_previews(params: ImageParams, app: App, count: int) -> ImageParams:

@@ -150,9 +150,8 @@ def routes(services: Services, mount: str) -> list[Route]:
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdigit() and len(last) < 10 else 0
         if after and prediction.is_terminal and not await _is_news(services, prediction, after):
-            return Response(
-                status_code=204, headers=STREAMED
-            )  # browsers come back to anything else
+            # Browsers come back to anything else.
+            return Response(status_code=204, headers=STREAMED)
         return stream(_events(services, request, prediction, after, mount))
 
     async def models(request: Request) -> Response:

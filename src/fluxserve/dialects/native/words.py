@@ -150,21 +150,16 @@ def to_params(
 
 def in_said_words(values: Mapping[str, JSON], error: InvalidRequest) -> InvalidRequest:
     """The same problems where the caller spelled them: a side, when `size` was said, is its."""
-    if not _text(values, "size") or not error.problems:
-        return error
-    return InvalidRequest.of(
-        [
-            replace(problem, field="size", message=_of_side(problem))
-            if problem.field in ("width", "height")
-            else problem
-            for problem in error.problems
-        ]
-    )
+    is_size = bool(_text(values, "size"))
 
+    def told(problem: Problem) -> Problem:
+        if not is_size or problem.field not in ("width", "height"):
+            return problem
+        is_bound = problem.rule in (Rule.MIN, Rule.MAX)
+        text = f"{problem.field}: {problem.message}" if is_bound else problem.message
+        return replace(problem, field="size", message=text)
 
-def _of_side(problem: Problem) -> str:
-    is_bound = problem.rule in (Rule.MIN, Rule.MAX)
-    return f"{problem.field}: {problem.message}" if is_bound else problem.message
+    return error.retold(told)
 
 
 def to_webhook(values: Mapping[str, JSON]) -> WebhookSpec | None:

@@ -195,7 +195,9 @@ class Images:
         except FluxserveError as problem:
             for prediction in made:
                 await self.services.predictions.cancel(prediction.id)
-            raise _in_said_words(pictures, problem) from problem
+            if isinstance(problem, InvalidRequest):
+                raise _in_said_words(pictures, problem) from problem
+            raise
         return made
 
     async def _take(self, pictures: Pictures, caller: Caller) -> tuple[ImageInput, ...]:
@@ -355,16 +357,13 @@ def _idempotency(request: Request, digest_: str, number: int) -> Idempotency | N
     return Idempotency(key=key, body_hash=digest_)
 
 
-def _in_said_words(pictures: Pictures, error: FluxserveError) -> FluxserveError:
+def _in_said_words(pictures: Pictures, error: InvalidRequest) -> InvalidRequest:
     """The same problems; one of all pictures by the field that they came in."""
-    if not error.problems:
-        return error
-    return InvalidRequest.of(
-        [
-            replace(problem, field=pictures.name) if problem.field == "images" else problem
-            for problem in error.problems
-        ]
-    )
+
+    def told(problem: Problem) -> Problem:
+        return replace(problem, field=pictures.name) if problem.field == "images" else problem
+
+    return error.retold(told)
 
 
 def _missing(name: str) -> InvalidRequest:

@@ -60,9 +60,8 @@ class EngineProcess:
         self.ready: Ready | None = None
         self.cost: Coefficients | None = None
         self.refusal = ""  # why the model cannot be loaded, for good
-        self.setback = (
-            ""  # why one that was ready before could not be started again; it is tried on
-        )
+        # Why one that was ready before could not be started again; it is tried on.
+        self.setback = ""
         self.deaths = 0
         self.failed_starts = 0  # in a row: deaths before it was ready
         self._jobs: dict[str, Inbox] = {}

@@ -11,7 +11,7 @@ nothing here is needed again after a crash.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -124,6 +124,14 @@ class Desk:
             return False
         log.info("%s failed: %s", prediction.id, failure.message)
         return True
+
+    def other_route(self, prediction: Prediction, tried: Iterable[str]) -> str | None:
+        """Who serves the prediction if none of `tried` does; None: nobody."""
+        card = self.catalog.card(prediction.request.model)
+        try:
+            return self.router.choose(card, prediction.request, but=sorted(tried))
+        except Unavailable:
+            return None
 
     async def put_back(self, prediction: Prediction, engine: str | None = None) -> None:
         """Back to the queue, to `engine` if given; nothing happens as with `refuse`."""

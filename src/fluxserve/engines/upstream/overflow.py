@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Sequence
 
 from fluxserve.core.attempts import Attempt
-from fluxserve.core.errors import Unavailable
 from fluxserve.core.prediction import Prediction
 from fluxserve.engines.upstream.base import Channel, Desk
 
@@ -56,12 +55,7 @@ class Overflow:
 
     def _roomy(self, prediction: Prediction, tried: frozenset[str]) -> Channel | None:
         """The channel that would be chosen now, if it has room."""
-        card = self._desk.catalog.card(prediction.request.model)
-        try:
-            name = self._desk.router.choose(card, prediction.request, but=sorted(tried))
-        except Unavailable:
-            return None
-        channel = self._desk.channels.get(name)
+        channel = self._desk.channels.get(self._desk.other_route(prediction, tried) or "")
         return channel if channel is not None and channel.health.free > 0 else None
 
 

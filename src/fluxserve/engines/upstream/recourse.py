@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from fluxserve.core.attempts import Attempt
-from fluxserve.core.errors import ErrorCode, Failure, Unavailable
+from fluxserve.core.errors import ErrorCode, Failure
 from fluxserve.core.prediction import Prediction
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import Refusal, Refused
@@ -122,7 +122,7 @@ class Recourse:
         tried = {a.channel for a in earlier if a.refused} | {self._channel.name}
         other = None
         if refused.kind is not Refusal.CONTENT and not held:
-            other = self._other_route(prediction, tried)
+            other = self._desk.other_route(prediction, tried)
         if other is not None:
             log.info("%s goes on to %s", prediction.id, other)
             await self._desk.put_back(prediction, other)
@@ -141,16 +141,9 @@ class Recourse:
 
     def _well_route(self, prediction: Prediction) -> str | None:
         """Another route that does not rest."""
-        other = self._other_route(prediction, {self._channel.name})
+        other = self._desk.other_route(prediction, {self._channel.name})
         channel = self._desk.channels.get(other or "")
         return None if channel is not None and is_resting(channel) else other
-
-    def _other_route(self, prediction: Prediction, tried: set[str]) -> str | None:
-        card = self._desk.catalog.card(prediction.request.model)
-        try:
-            return self._desk.router.choose(card, prediction.request, but=sorted(tried))
-        except Unavailable:
-            return None
 
 
 def is_resting(channel: Channel) -> bool:
