@@ -93,22 +93,10 @@ class BudgetedPredictionStore(SqlPredictionStore):
         concurrency_max: int = 0,
     ) -> Prediction:
         """As before; BudgetExhausted when the key cannot pay for it."""
-
-        def paid() -> Transition[Prediction]:
-            stored = yield from accept(
-                prediction,
-                event,
-                deliveries,
-                idempotency,
-                self._queue,
-                queue_max,
-                concurrency_max,
-            )
-            if stored.id == prediction.id:
-                yield from hold(prediction)
-            return stored
-
-        return await self._accept(prediction, paid())
+        transition = accept(
+            prediction, event, deliveries, idempotency, self._queue, queue_max, concurrency_max
+        )
+        return await self._accept(prediction, _held(prediction, transition))
 
     async def move(
         self,
@@ -119,13 +107,9 @@ class BudgetedPredictionStore(SqlPredictionStore):
     ) -> Event:
         if not after.is_terminal:
             return await super().move(before, after, event, deliveries)
-
-        def paid() -> Transition[Event]:
-            stored = yield from transitions.move(before, after, event, deliveries)
-            yield from close_books(after.id, event.at)
-            return stored
-
-        return await self._database.run(paid())
+        return await self._database.run(
+            _settled(after, event.at, transitions.move(before, after, event, deliveries))
+        )
 
     async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
         return await self._database.run(transitions.forget(prediction_id, part_with))
@@ -196,6 +180,19 @@ def _check_spent(owner: str, period: str, limit: int) -> Transition[None]:
     month = (yield from _month(owner, period)) if limit else None
     if month is not None and month.held_micro + month.spent_micro >= limit:
         raise BudgetExhausted(f"the budget of this key for {period} is used up")
+
+
+def _held(prediction: Prediction, accepting: Transition[Prediction]) -> Transition[Prediction]:
+    stored = yield from accepting
+    if stored.id == prediction.id:
+        yield from hold(prediction)
+    return stored
+
+
+def _settled(after: Prediction, at: datetime, moving: Transition[Event]) -> Transition[Event]:
+    stored = yield from moving
+    yield from close_books(after.id, at)
+    return stored
 
 
 def close_books(prediction_id: str, at: datetime) -> Transition[None]:
