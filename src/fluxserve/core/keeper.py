@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fluxserve.core.errors import Conflict, ErrorCode, Failure
+from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound
 from fluxserve.core.outcomes import Outcomes
 from fluxserve.core.ports import BlobStore, FileStore, PredictionStore, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.service import PredictionService
 
 log = logging.getLogger(__name__)
+
+DAY = timedelta(days=1)
+TIDY_AFTER = timedelta(minutes=10)  # of a start: a server that is stopped each night tidies too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class Keeper:
         self._counts_starts = counts_starts
         self._home = home
         self._daily = tuple(daily)
-        self._tidied_at = clock()
+        self._tidied_at = clock() - DAY + TIDY_AFTER
         self._recover_s = recover_s
         self._sweep_s = sweep_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,15 +95,13 @@ class Keeper:
                     failure = Failure(code=ErrorCode.ENGINE_FAILED, message=text)
                     await self._outcomes.fail(lost, failure)
                 else:
-                    log.warning("%s lost its worker and is queued again", lost.id)
-                    await self._outcomes.requeue(lost, self._home(lost))
-            except Conflict:
+                    log.warning("%s lost its worker", lost.id)
+                    await self._house(lost)
+            except (Conflict, NotFound):
                 continue
         for late in await self._store.overdue(at):
-            try:
+            with contextlib.suppress(Conflict, NotFound):
                 await self._service.expire(late)
-            except Conflict:
-                continue
 
     async def rehome(self) -> None:
         """What waits for an engine that is no longer configured goes to another one, or ends."""
@@ -109,17 +110,21 @@ class Keeper:
         while rows := await self._store.page(Query(statuses=queued, cursor=cursor)):
             cursor = (rows[-1].created_at, rows[-1].id)
             for row in rows:
-                home = self._home(row)
-                if home == row.engine:
-                    continue
-                with contextlib.suppress(Conflict):
-                    if home is None:
-                        text = f"{row.engine}, which was to serve it, is no longer configured"
-                        failure = Failure(code=ErrorCode.UNAVAILABLE, message=text)
-                        await self._outcomes.fail(row, failure)
-                    else:
-                        log.warning("%s goes from %s to %s", row.id, row.engine, home)
-                        await self._outcomes.requeue(row, home)
+                if self._home(row) != row.engine:
+                    with contextlib.suppress(Conflict, NotFound):
+                        await self._house(row)
+
+    async def _house(self, row: Prediction) -> None:
+        """Into the queue of the engine that serves it; nobody would ever claim what has none."""
+        home = self._home(row)
+        if home is None:
+            text = f"{row.engine}, which was to serve it, is no longer configured"
+            failure = Failure(code=ErrorCode.UNAVAILABLE, message=text)
+            await self._outcomes.fail(row, failure)
+        else:
+            if home != row.engine:
+                log.warning("%s goes from %s to %s", row.id, row.engine, home)
+            await self._outcomes.requeue(row, home)
 
     async def sweep(self) -> None:
         """Remove what is older than its retention."""
@@ -131,14 +136,15 @@ class Keeper:
                     await self._blobs.delete(blob.key)
         while old := await self._files.expired(at):
             for file in old:
-                orphan = await self._files.delete(file.id)
-                if orphan is not None:
-                    await self._blobs.delete(orphan.key)
+                with contextlib.suppress(NotFound):  # its owner or another server was faster
+                    orphan = await self._files.delete(file.id)
+                    if orphan is not None:
+                        await self._blobs.delete(orphan.key)
         if self._retention.predictions_s:
             before = at - timedelta(seconds=self._retention.predictions_s)
             while await self._store.purge(before):
                 pass
-        if at - self._tidied_at >= timedelta(days=1):
+        if at - self._tidied_at >= DAY:
             self._tidied_at = at
             for tidy in self._daily:
                 await tidy()

@@ -219,7 +219,8 @@ class PredictionStore(Protocol):
         ...
 
     async def strip(self, finished_before: datetime, limit: int = 100) -> Sequence[BlobRef]:
-        """Drop outputs, logs and input of old finished predictions; returns their blobs."""
+        """Drop outputs, logs and input of old finished predictions, `limit` at a time; returns
+        blobs that nothing refers to any more. None: no prediction is left that is so old."""
         ...
 
     async def purge(self, created_before: datetime, limit: int = 100) -> int:

@@ -280,7 +280,10 @@ class SqlPredictionStore:
         return await self._database.run(transitions.forget(prediction_id))
 
     async def strip(self, finished_before: datetime, limit: int = 100) -> Sequence[BlobRef]:
-        return await self._database.run(transitions.strip(finished_before, limit))
+        while True:  # many may have left no files: to stop there would leave the others' lie
+            count, unused = await self._database.run(transitions.strip(finished_before, limit))
+            if unused or count < limit:
+                return unused
 
     async def purge(self, created_before: datetime, limit: int = 100) -> int:
         return await self._database.run(transitions.purge(created_before, limit))

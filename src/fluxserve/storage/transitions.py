@@ -298,8 +298,9 @@ def forget(
     return (yield from drop_uses(prediction_id, _blobs(prediction)))
 
 
-def strip(finished_before: datetime, limit: int) -> Transition[Sequence[BlobRef]]:
-    """Drop the pictures and words of old predictions; returns the blobs nothing refers to."""
+def strip(finished_before: datetime, limit: int) -> Transition[tuple[int, Sequence[BlobRef]]]:
+    """Drop the pictures and words of old predictions: of how many, and the blobs nothing refers
+    to any more."""
     rows = yield STRIPPABLE({"before": codec.to_micros(finished_before), "most": limit})
     unused: list[BlobRef] = []
     for row in rows:
@@ -313,7 +314,7 @@ def strip(finished_before: datetime, limit: int) -> Transition[Sequence[BlobRef]
             }
         )
         unused += yield from drop_uses(prediction.id, _blobs(prediction))
-    return unused
+    return len(rows), unused
 
 
 def purge(
