@@ -16,6 +16,7 @@ from fluxserve.core.request import JSON
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.replicate.api import Compact
 from fluxserve.dialects.replicate.predictions import data_uris
+from fluxserve.dialects.replicate.render import failure_of, links_of
 from fluxserve.dialects.replicate.tokens import read_token
 from fluxserve.dialects.replicate.words import failure_text
 from fluxserve.dialects.sse import stream
@@ -35,7 +36,7 @@ async def open_stream(services: Services, request: Request, token: str) -> Respo
     inline = services.http.delivery == "data"
 
     async def files(ended: Prediction) -> Sequence[str]:
-        return await data_uris(services, ended) if inline else links.outputs(ended)
+        return await data_uris(services, ended) if inline else links_of(ended, links)
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         yield ServerSentEvent(comment="hi", sep="\n")
@@ -70,14 +71,13 @@ def endings(prediction: Prediction, shown: Sequence[str], seen: str) -> list[Ser
     assert prediction.finished_at is not None
     base = int(prediction.finished_at.timestamp() * 1000)
     found: list[tuple[str, str]] = [("output", link) for link in shown]
-    match prediction.status:
-        case PredictionStatus.SUCCEEDED:
-            found.append(("done", "{}"))
-        case PredictionStatus.FAILED:
-            text = failure_text(prediction.failure) if prediction.failure else "it failed"
-            found = [("error", _json({"detail": text})), ("done", _json({"reason": "error"}))]
-        case _:
-            found = [("done", _json({"reason": "canceled"}))]
+    if failure := failure_of(prediction):
+        text = failure_text(failure)
+        found = [("error", _json({"detail": text})), ("done", _json({"reason": "error"}))]
+    elif prediction.status is PredictionStatus.SUCCEEDED:
+        found.append(("done", "{}"))
+    else:
+        found = [("done", _json({"reason": "canceled"}))]
     ids = [f"{base}:{position}" for position in range(len(found))]
     first = ids.index(seen) + 1 if seen in ids else 0
     return [

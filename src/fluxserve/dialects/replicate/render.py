@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from fluxserve.core.errors import ErrorCode, Failure
 from fluxserve.core.ids import to_base32
-from fluxserve.core.prediction import Prediction, PredictionStatus
+from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.dialects.links import Links
 from fluxserve.dialects.replicate.inputs import TABLES
@@ -13,13 +14,14 @@ from fluxserve.dialects.replicate.tokens import stream_token
 from fluxserve.dialects.replicate.words import STATUS, failure_text
 
 NAME = "replicate"
+WITHHELD = "the content check kept every picture back; try another prompt"
 SUFFIX = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
     """The whole object, as of the prediction that is given."""
     origin, extra = prediction.origin, prediction.origin.extra
-    is_removed = prediction.data_removed
+    is_removed, failure = prediction.data_removed, failure_of(prediction)
     id_ = to_base32(prediction.id)
     body: dict[str, JSON] = {
         "id": id_,
@@ -27,10 +29,10 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
         "version": extra.get("version") or "hidden",
         "input": {} if is_removed else tidy({key: origin.said[key] for key in sorted(origin.said)}),
         "logs": "" if is_removed else prediction.logs,
-        "output": None if is_removed else output(prediction, links.outputs(prediction)),
+        "output": None if is_removed else output(prediction, links_of(prediction, links)),
         "data_removed": is_removed,
-        "error": failure_text(prediction.failure) if prediction.failure else None,
-        "status": STATUS[prediction.status],
+        "error": failure_text(failure) if failure else None,
+        "status": status_of(prediction),
         "source": "api",
         "created_at": stamp(prediction.created_at),
     }
@@ -48,6 +50,33 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
     if prediction.served_by:
         body["fluxserve"] = {"served_by": prediction.served_by}
     return body
+
+
+def status_of(prediction: Prediction) -> str:
+    """One of the service's words; failed where every picture was kept back."""
+    return STATUS[PredictionStatus.FAILED if failure_of(prediction) else prediction.status]
+
+
+def pictures_of(prediction: Prediction) -> list[OutputImage]:
+    """The pictures to show; those kept back by the content check are left out."""
+    return [image for image in prediction.outputs if not image.flagged]
+
+
+def links_of(prediction: Prediction, links: Links) -> list[str]:
+    """Links to the pictures to show."""
+    every = zip(prediction.outputs, links.outputs(prediction), strict=True)
+    return [link for image, link in every if not image.flagged]
+
+
+def failure_of(prediction: Prediction) -> Failure | None:
+    """Why there is no picture; None while there may be one, when there is, and when canceled."""
+    match prediction.status:
+        case PredictionStatus.FAILED:
+            return prediction.failure or Failure(code=ErrorCode.INTERNAL, message="it failed")
+        case PredictionStatus.SUCCEEDED if prediction.outputs and not pictures_of(prediction):
+            return Failure(code=ErrorCode.OUTPUT_REFUSED, message=WITHHELD)
+        case _:
+            return None
 
 
 def model_name(prediction: Prediction) -> str:
@@ -91,8 +120,8 @@ def metrics(prediction: Prediction) -> dict[str, JSON]:
     end = prediction.finished_at
     assert end is not None
     found: dict[str, JSON] = {}
-    if prediction.outputs:
-        found["image_count"] = len(prediction.outputs)
+    if shown := pictures_of(prediction):
+        found["image_count"] = len(shown)
     if prediction.started_at is not None:
         computed = prediction.metrics.get("predict_s")
         is_known = isinstance(computed, int | float) and not isinstance(computed, bool)

@@ -8,8 +8,8 @@ from starlette.responses import HTMLResponse, Response
 from fluxserve.core.errors import NotFound
 from fluxserve.core.ids import parse_id
 from fluxserve.dialects.base import Services
-from fluxserve.dialects.replicate.render import model_name
-from fluxserve.dialects.replicate.words import STATUS, failure_text
+from fluxserve.dialects.replicate.render import failure_of, links_of, model_name, status_of
+from fluxserve.dialects.replicate.words import failure_text
 
 POLICY = (
     "default-src 'none'; img-src 'self' http: https:; style-src 'unsafe-inline'; "
@@ -29,16 +29,16 @@ async def page_of(services: Services, request: Request) -> Response:
         raise NotFound("there is no such prediction")
     prediction = await services.predictions.get(id_)
     links = services.links(request, "/v1")
-    status = STATUS[prediction.status]
+    status = status_of(prediction)
     refresh = "" if prediction.is_terminal else '<meta http-equiv="refresh" content="2">'
     parts = [f"<h1>{escape(model_name(prediction))}</h1>", f"<p>{status}</p>"]
-    if prediction.failure:
-        parts.append(f"<p>{escape(failure_text(prediction.failure))}</p>")
+    if failure := failure_of(prediction):
+        parts.append(f"<p>{escape(failure_text(failure))}</p>")
     if prediction.data_removed:
         parts.append("<p>Its data have been removed.</p>")
     else:
         parts.append(f"<p>{escape(prediction.request.prompt)}</p>")
-        for position, link in enumerate(links.outputs(prediction)):
+        for position, link in enumerate(links_of(prediction, links)):
             parts.append(f'<p><img src="{escape(link)}" alt="output {position}"></p>')
         if prediction.logs:
             parts.append(f"<pre>{escape(prediction.logs)}</pre>")
