@@ -45,11 +45,22 @@ class Models:
             self._shelf.models(), key=lambda model: model.inputs.published, reverse=not ascending
         )
         body = page([await self.show(model, links) for model in models])
-        return answer({**openai_list(models), **body} if self._is_shared else body)
+        if not self._is_shared:
+            return answer(body)
+        opened = caller.key.models if caller.key else ()
+        listed = [
+            openai_entry(self._listed_id(model), model)
+            for model in models
+            if self._services.router.routes(model.card) and (not opened or model.card.id in opened)
+        ]
+        return answer({"object": "list", "data": listed, **body})
 
     async def get(self, request: Request, caller: Caller) -> Response:
         links = self._services.links(request, self._mount)
-        return answer(await self.show(self._named(request), links))
+        model = self._named(request)
+        body = await self.show(model, links)
+        # OpenAI's clients fetch a listed model that has an owner in its id from here too.
+        return answer({**openai_entry(model.name, model), **body} if self._is_shared else body)
 
     async def search(self, request: Request, caller: Caller) -> Response:
         """QUERY /models: the body is the text, bare or as a JSON string."""
@@ -128,23 +139,22 @@ class Models:
             self._counts[name] = (now, runs)
         return runs
 
+    def _listed_id(self, model: Model) -> str:
+        """The short name where that means this model, else the whole one."""
+        short = model.name.partition("/")[2]
+        return short if self._services.catalog.find(short) is model.card else model.name
+
     def _named(self, request: Request) -> Model:
         return self._shelf.named("{owner}/{name}".format(**request.path_params))
 
 
-def openai_list(models: Sequence[Model]) -> dict[str, JSON]:
-    """The same models as OpenAI's clients list them: by the short name that is called."""
+def openai_entry(id_: str, model: Model) -> dict[str, JSON]:
+    """The same model as OpenAI's clients see it."""
     return {
-        "object": "list",
-        "data": [
-            {
-                "id": model.name if not model.is_official else model.name.partition("/")[2],
-                "object": "model",
-                "created": int(datetime.fromisoformat(model.inputs.published).timestamp()),
-                "owned_by": model.name.partition("/")[0],
-            }
-            for model in models
-        ],
+        "id": id_,
+        "object": "model",
+        "created": int(datetime.fromisoformat(model.inputs.published).timestamp()),
+        "owned_by": model.name.partition("/")[0],
     }
 
 
