@@ -36,12 +36,15 @@ class KeyRing:
         self._background: set[asyncio.Task[None]] = set()
 
     async def is_open(self) -> bool:
-        """Whether anybody may ask: allowed by the settings, and no key was ever made."""
+        """Whether anybody may ask: allowed by the settings, and no key was ever made.
+
+        Revoking the last key opens nothing: who it was taken from must stay outside.
+        """
         if not self._wants_open:
             return False
         read_at, has_keys = self._has_keys
         if time.monotonic() - read_at > MEMORY_S:
-            has_keys = any(key.revoked_at is None for key in await self._store.list())
+            has_keys = bool(await self._store.list())
             self._has_keys = (time.monotonic(), has_keys)
         return not has_keys
 
