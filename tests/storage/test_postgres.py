@@ -8,15 +8,17 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Text, bindparam, func, select
 
-from fluxserve.core.errors import RateLimited, StartupError, Unavailable
-from fluxserve.core.ports import Idempotency
+from fluxserve.core.errors import InvalidRequest, RateLimited, StartupError, Unavailable
+from fluxserve.core.ports import Idempotency, Query
 from fluxserve.storage import schema
 from fluxserve.storage.database import Statement, Transition
+from fluxserve.storage.keys import SqlKeyStore
 from fluxserve.storage.postgres import PostgresDatabase
 from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.schema import upgrade
+from fluxserve.storage.transitions import GET
 from tests.contracts.material import NOW, after, event, prediction
 
 SCHEMA = "fluxserve_test"
@@ -190,3 +192,49 @@ async def test_a_lost_connection_is_told_and_replaced(
     one = prediction()
     assert await SqlPredictionStore(database).add(one, event(one)) == one
     await database.stop()
+
+
+RAISE = """
+    CREATE FUNCTION trouble(code text) RETURNS void LANGUAGE plpgsql
+    AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = code; END $$
+"""
+TROUBLE = Statement(select(func.trouble(bindparam("code", type_=Text))))
+
+
+def trouble(code: str) -> Transition[None]:
+    yield TROUBLE({"code": code})
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("57P01", id="it is stopped"),
+        pytest.param("57P03", id="it starts"),
+        pytest.param("57014", id="it gave up the statement"),
+        pytest.param("53300", id="too many connections"),
+        pytest.param("53100", id="its disk is full"),
+        pytest.param("40P01", id="a deadlock"),
+        pytest.param("25006", id="a standby that only reads"),
+    ],
+)
+async def test_a_server_in_trouble_is_unavailable_and_no_error_of_ours(
+    servers: list[SqlPredictionStore], connection: asyncpg.Connection, code: str
+) -> None:
+    await connection.execute(RAISE)
+    database = servers[0]._database
+    for work in (database.run(trouble(code)), database.read(trouble(code))):
+        with pytest.raises(Unavailable, match="the database does not answer"):
+            await work
+    with pytest.raises(Unavailable, match="the database does not answer"):
+        await database.fetch(TROUBLE({"code": code}))
+
+
+async def test_text_that_the_database_cannot_hold_is_the_callers_fault(
+    servers: list[SqlPredictionStore],
+) -> None:
+    with pytest.raises(InvalidRequest, match="NUL"):
+        await servers[0].page(Query(model_names=("a\0b",)))
+    with pytest.raises(InvalidRequest, match="NUL"):
+        await SqlKeyStore(servers[0]._database).revoke("a\0b", NOW)
+    with pytest.raises(InvalidRequest, match="NUL"):
+        await servers[0]._database.fetch(GET({"prediction_id": "a\0b"}))

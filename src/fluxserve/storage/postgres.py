@@ -11,12 +11,13 @@ server migrates and the others wait.
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import asyncpg
 
-from fluxserve.core.errors import StartupError, Unavailable
+from fluxserve.core.errors import InvalidRequest, StartupError, Unavailable
 from fluxserve.storage import schema
 from fluxserve.storage.database import POSTGRESQL, Call, Rows, Transition
 
@@ -29,7 +30,18 @@ STATEMENTS_CACHED = 256
 COMMAND_TIMEOUT_S = 30.0
 MIGRATION_LOCK = 7_021_306_001  # any number that nobody else takes
 
-TROUBLES = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError)
+# The server's and the network's, gone when it is tried again later.
+TROUBLES = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,  # stopped, starting, or the statement was given up
+    asyncpg.InsufficientResourcesError,  # its disk, its memory, its connections
+    asyncpg.TransactionRollbackError,  # a deadlock
+    asyncpg.ReadOnlySQLTransactionError,  # a standby
+    asyncpg.PostgresSystemError,
+    OSError,
+    TimeoutError,
+)
 
 
 class PostgresDatabase:
@@ -70,27 +82,21 @@ class PostgresDatabase:
         return False
 
     async def run(self, transition: Transition[T]) -> T:
-        try:
+        with _explained():
             async with self._acquire() as connection, connection.transaction():
                 return await _drive(connection, transition)
-        except TROUBLES as error:
-            raise Unavailable(f"the database does not answer: {_reason(error)}") from error
 
     async def fetch(self, call: Call) -> Rows:
         sql, pick, _, _ = call.statement.postgresql
-        try:
+        with _explained():
             async with self._acquire() as connection:
                 records: Sequence[Any] = await connection.fetch(sql, *pick(call.params))
-        except TROUBLES as error:
-            raise Unavailable(f"the database does not answer: {_reason(error)}") from error
         return [tuple(record) for record in records]
 
     async def read(self, transition: Transition[T]) -> T:
-        try:
+        with _explained():
             async with self._acquire() as connection:
                 return await _drive(connection, transition)
-        except TROUBLES as error:
-            raise Unavailable(f"the database does not answer: {_reason(error)}") from error
 
     async def scan(self, transition: Transition[T]) -> T:
         return await self.read(transition)
@@ -99,6 +105,17 @@ class PostgresDatabase:
         if self._pool is None:
             raise Unavailable("the database is closed")
         return self._pool.acquire()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """The database's own troubles in words for the caller; everything else as it is."""
+    try:
+        yield
+    except TROUBLES as error:
+        raise Unavailable(f"the database does not answer: {_reason(error)}") from error
+    except asyncpg.CharacterNotInRepertoireError as error:
+        raise InvalidRequest("the database holds no text with a NUL character") from error
 
 
 async def _drive(connection: Any, transition: Transition[T]) -> T:
