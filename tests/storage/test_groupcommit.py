@@ -140,3 +140,20 @@ async def test_what_was_undone_is_not_remembered(
     assert kinds(list(answers)) == [None, Conflict, None]
     connection.execute("PRAGMA query_only = ON")
     assert kinds(list(writer.commit(group(loop, write("b"))))) == [Unavailable]
+
+
+async def test_a_rollback_that_fails_does_not_end_the_writer(
+    connection: sqlite3.Connection, loop: asyncio.AbstractEventLoop
+) -> None:
+    writer = Writer(connection)
+
+    def refuse(action: int, what: str | None, *_: object) -> int:
+        is_end = action == sqlite3.SQLITE_TRANSACTION and what in ("COMMIT", "ROLLBACK")
+        return sqlite3.SQLITE_DENY if is_end else sqlite3.SQLITE_OK
+
+    connection.set_authorizer(refuse)
+    assert kinds(list(writer.commit(group(loop, write("a"))))) == [Unavailable]
+    assert kinds(list(writer.commit(group(loop, write("b"))))) == [Unavailable]
+    connection.set_authorizer(None)
+    assert kinds(list(writer.commit(group(loop, write("c"))))) == [None]
+    assert names(connection) == ["c"]

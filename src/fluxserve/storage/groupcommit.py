@@ -78,6 +78,7 @@ class Writer:
         self.changed = []
         self._guarded = False
         cursor = self._cursor
+        self._roll_back()
         try:
             cursor.execute("BEGIN IMMEDIATE")
             answers = [self._answer(waiting) for waiting in group]
@@ -85,13 +86,20 @@ class Writer:
         except (sqlite3.Error, Broken) as error:
             log.error("a commit of %d transitions failed: %s", len(group), error)
             self._remembered.clear()
-            if self._connection.in_transaction:
-                cursor.execute("ROLLBACK")
+            self._roll_back()
             for waiting in group:
                 waiting.transition.close()
             refusal = Unavailable(f"the database cannot be written: {error}")
             return [Answer(waiting.future, None, refusal) for waiting in group]
         return answers
+
+    def _roll_back(self) -> None:
+        """Take back a whole group, if one was begun; where that fails the next tries it again."""
+        try:
+            if self._connection.in_transaction:
+                self._cursor.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            log.error("a rollback failed: %s", error)
 
     def _answer(self, waiting: Waiting) -> Answer:
         transition, future = waiting
