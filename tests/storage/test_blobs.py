@@ -1,5 +1,6 @@
 """Blobs on a local disk, and what happens when the disk does not play along."""
 
+import asyncio
 from pathlib import Path
 
 import obstore
@@ -85,3 +86,30 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot be opened"):
         open_blobs((tmp_path / "file" / "blobs").as_uri())
+
+
+async def test_nothing_is_left_of_the_folder_of_a_deleted_blob(folder: Path) -> None:
+    blobs = open_blobs(folder.as_uri())
+    for key in ("outputs/a/1-0.png", "outputs/a/1-1.png", "outputs/b/1-0.png"):
+        await blobs.put(key, b"x", "image/png")
+    await blobs.delete("outputs/a/1-0.png")
+    assert await blobs.get("outputs/a/1-1.png") == b"x"
+    await blobs.delete("outputs/a/1-1.png")
+    assert [path.name for path in (folder / "outputs").iterdir()] == ["b"]
+    await blobs.delete("outputs/b/1-0.png")
+    assert list(folder.iterdir()) == []
+    await blobs.put("outputs/b/1-0.png", b"again", "image/png")
+    assert await blobs.get("outputs/b/1-0.png") == b"again"
+
+
+async def test_a_folder_that_empties_while_others_write_to_it_loses_nothing(folder: Path) -> None:
+    blobs = open_blobs(folder.as_uri())
+
+    async def come_and_go(name: int) -> None:
+        for turn in range(20):
+            key = f"uploads/{name}-{turn}"
+            await blobs.put(key, b"x", "image/png")
+            assert await blobs.get(key) == b"x"
+            await blobs.delete(key)
+
+    await asyncio.gather(*(come_and_go(name) for name in range(8)))

@@ -13,7 +13,7 @@ from fluxserve.storage.blobs import Blobs, open_blobs
 from fluxserve.storage.database import Database
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.opening import open_database
-from fluxserve.storage.orphans import Orphans
+from fluxserve.storage.orphans import Orphans, _unused
 from fluxserve.storage.predictions import SqlPredictionStore
 from tests.contracts.material import event, finished, output, prediction, stored_file
 
@@ -145,3 +145,21 @@ async def test_pictures_of_a_prediction_that_lives_are_not_swept(house: House) -
     await house.store.move(running, done, finished(done))
     assert await house.sweep() == 1
     assert await house.blobs.get(key) == b"a"
+
+
+async def test_a_picture_whose_prediction_ends_while_the_sweep_looks_survives(house: House) -> None:
+    one = prediction()
+    await house.store.add(one, event(one))
+    claimed = await house.store.claim("local", owner="w", at=NOW, lease_until=NOW + DAY)
+    assert claimed is not None
+    running = claimed[0]
+    key = output_key(one.id, running.attempt, 0, "image/png")
+    done = running.succeed((output(key),), NOW, {})
+    look = _unused([key])
+    call = next(look)
+    rows = await house.database.fetch(call)
+    await house.store.move(running, done, finished(done))
+    with pytest.raises(StopIteration) as end:
+        while True:
+            rows = await house.database.fetch(look.send(rows))
+    assert end.value.value == []

@@ -137,7 +137,8 @@ def open_blobs(url: str, clock: Callable[[], datetime] = _now) -> Blobs:
             case "file" if parts.path.startswith("/") and not parts.netloc:
                 root = Path(unquote(parts.path))
                 root.mkdir(parents=True, exist_ok=True)
-                return Blobs(LocalStore(root), clock=clock)
+                # Every prediction has a folder: one that is left empty goes with its last picture.
+                return Blobs(LocalStore(root, automatic_cleanup=True), clock=clock)
             case "s3" if parts.netloc:
                 retry: RetryConfig = {"max_retries": RETRIES_MAX, "retry_timeout": RETRY_TIMEOUT}
                 return Blobs(S3Store.from_url(url, retry_config=retry), clock=clock)

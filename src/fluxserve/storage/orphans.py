@@ -55,6 +55,10 @@ def _unused(keys: Sequence[str]) -> Transition[Sequence[str]]:
         if (yield IS_USED({"key": key}))[0][0]:
             continue
         maker = maker_of(key)
-        if maker is None or not (yield IS_ALIVE({"maker": maker}))[0][0]:
-            unused.append(key)
+        if maker is not None:
+            if (yield IS_ALIVE({"maker": maker}))[0][0]:
+                continue
+            if (yield IS_USED({"key": key}))[0][0]:
+                continue  # it ended between the two looks
+        unused.append(key)
     return unused
