@@ -40,3 +40,13 @@ def test_the_faster_of_two_processes_wins_and_both_answer_the_same() -> None:
 def test_the_slower_hears_of_another_body() -> None:
     with pytest.raises(Conflict):
         lose(row_of(prediction(), Idempotency(key="order-1", body_hash="bb")))
+
+
+def test_the_slower_whose_rival_is_deleted_at_once_is_not_told_that_it_is_stored() -> None:
+    mine = prediction()
+    transition = accept(mine, event(mine), (), NAME, QueueGauge(), 0, 0)
+    assert next(transition).statement is SAME_NAME
+    assert transition.send([]).statement is INSERT_ONCE
+    assert transition.send([]).statement is SAME_NAME
+    with pytest.raises(Conflict, match="try again"):
+        transition.send([])

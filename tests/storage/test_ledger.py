@@ -343,3 +343,15 @@ async def test_a_price_that_cannot_be_read_stops_nobody(
     for _ in range(2):
         assert await books.money.prices() == [good]
     assert len([line for line in caplog.records if "cannot be read" in line.message]) == 2
+
+
+async def test_usage_still_tells_the_model_once_the_prediction_is_gone(books: Books) -> None:
+    await books.price()
+    await books.accept()
+    running = await books.start()
+    await books.end(running, done(running))
+    span = {"start": NOW, "end": NOW + timedelta(days=1)}
+    before = await books.money.usage(key_id=None, **span)
+    assert [(row.model, row.channel, row.micro) for row in before] == [(MODEL, "channel", 40_000)]
+    await books.predictions.delete(running.id)
+    assert [row.model for row in await books.money.usage(key_id=None, **span)] == [MODEL]

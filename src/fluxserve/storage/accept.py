@@ -109,7 +109,9 @@ def accept(
         yield INSERT(row)
     elif not (yield INSERT_ONCE(row)):
         # Another process was faster by less than a transaction; its row is there now.
-        return (yield from _earlier(prediction, idempotency)) or prediction
+        if faster := (yield from _earlier(prediction, idempotency)):
+            return faster
+        raise Conflict("what had this idempotency key was deleted at this moment: try again")
     if event.kind is not EventKind.QUEUED or event.at != prediction.created_at or event.data:
         yield INSERT_EVENT(encode_event(event, 1))
     for delivery in deliveries:

@@ -1,4 +1,8 @@
-"""What was spent, summed up from the ledger: by key, model, channel and day (UTC)."""
+"""What was spent, summed up from the ledger: by key, model, channel and day (UTC).
+
+The ledger outlives predictions. Of one that is gone its price tells the model and the channel, as
+far as that is not a price for all of them, and then its submission does.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,12 +16,14 @@ from fluxserve.storage.database import Param, Statement, Transition
 L = tables.ledger.c
 P = tables.prediction.c
 A = tables.attempt.c
+R = tables.price.c
 
 DAY_MICROS = 86_400 * 1_000_000
 
 _DAY = L.at - L.at % literal_column(str(DAY_MICROS))
-_MODEL = func.coalesce(P.model, A.upstream_model, literal_column("''"))
-_CHANNEL = func.coalesce(A.channel, P.engine, literal_column("''"))
+_ALL, _NONE = literal_column("'*'"), literal_column("''")
+_MODEL = func.coalesce(P.model, func.nullif(R.model, _ALL), A.upstream_model, _NONE)
+_CHANNEL = func.coalesce(A.channel, P.engine, func.nullif(R.channel, _ALL), _NONE)
 _SPENT = (
     select(
         L.key_id,
@@ -28,9 +34,9 @@ _SPENT = (
         func.sum(L.micro),
     )
     .select_from(
-        tables.ledger.outerjoin(tables.prediction, P.id == L.prediction_id).outerjoin(
-            tables.attempt, A.id == L.attempt_id
-        )
+        tables.ledger.outerjoin(tables.prediction, P.id == L.prediction_id)
+        .outerjoin(tables.attempt, A.id == L.attempt_id)
+        .outerjoin(tables.price, R.id == L.price_id)
     )
     .where(
         L.kind.in_([literal_column("'settle'"), literal_column("'adjust'")]),
