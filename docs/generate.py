@@ -3,11 +3,15 @@
 `python docs/generate.py` rewrites them; `--check` only tells whether they are stale.
 """
 
+import json
 import sys
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
 
 from fluxserve.core.cards import CARDS
-from fluxserve.settings import documented
+from fluxserve.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
@@ -19,6 +23,38 @@ def settings_table() -> str:
         shown = f"`{default}`" if default else "required"
         rows.append(f"| `{name}` | {kind} | {shown} | {meaning} |")
     return "\n".join(rows)
+
+
+def documented() -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every setting, for the docs."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def visit(model: type[BaseModel], before: str) -> None:
+        for name, info in model.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                visit(kind, f"{before}{name}.")
+            elif get_origin(kind) is tuple and _is_section(kind):
+                visit(get_args(kind)[0], f"{before}{name}[].")
+            else:
+                default = "" if info.is_required() else json.dumps(info.default)
+                rows.append((f"{before}{name}", _type_name(kind), default, info.description or ""))
+
+    visit(Settings, "")
+    return rows
+
+
+def _is_section(kind: Any) -> bool:
+    first = get_args(kind)[0]
+    return isinstance(first, type) and issubclass(first, BaseModel)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "list"
+    return getattr(kind, "__name__", str(kind).replace("typing.", ""))
 
 
 def models_table() -> str:

@@ -58,9 +58,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and self._url:
-            sys.stdout.write(f"fluxserve ready on {self._url}\n")
-            sys.stdout.flush()
+        if self.started and self._url and sys.stdout:  # None when it was closed beforehand
+            with contextlib.suppress(OSError):  # whoever read it has gone, or its disk is full
+                sys.stdout.write(f"fluxserve ready on {self._url}\n")
+                sys.stdout.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own way, which raises the signal once more and so never ends with 0.

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,10 @@ def _listed(value: object) -> object:
         return value
     text = value.strip()
     if text.startswith("["):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError("a list in JSON is needed, or words with commas") from None
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -48,6 +51,23 @@ def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Networks = Annotated[Names, AfterValidator(_networks)]
+
+# A hundred years, the longest that dates are reckoned with; "for ever" is what a setting calls it.
+LONGEST_S = 100 * 365.25 * 86400
+Seconds = Annotated[float, Field(le=LONGEST_S)]
+
+_DEVICES = re.compile(r"(auto|cpu|mps|cuda(:\d{1,3})?)?")
+
+
+def _devices(text: str) -> str:
+    """Devices with commas, as engines know them; ValueError."""
+    for name in text.split(","):
+        if not _DEVICES.fullmatch(name.strip()):
+            raise ValueError(f"auto, cpu, mps, cuda or cuda:N is needed, not {name.strip()!r}")
+    return text
+
+
+Devices = Annotated[str, AfterValidator(_devices)]
 
 # A prefix is for proxies that take it off again; links through two more folders are still ours.
 _ORIGIN = re.compile(
@@ -73,7 +93,7 @@ Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Database(Section):
@@ -88,7 +108,7 @@ class Fetch(Section):
     allow: Names = Field(
         (), description="private networks (CIDR) that input URLs and webhooks may reach"
     )
-    timeout_s: float = Field(
+    timeout_s: Seconds = Field(
         30.0, gt=0, description="seconds for one input URL, redirects included"
     )
     redirects_max: int = Field(5, ge=0, description="redirects followed for an input URL")
@@ -104,12 +124,16 @@ class Limits(Section):
 
 
 class Retention(Section):
-    files_s: float = Field(7 * 86400, ge=0, description="seconds files are kept; 0: for ever")
-    predictions_s: float = Field(30 * 86400, ge=0, description="seconds records are kept; 0: ever")
+    files_s: Seconds = Field(7 * 86400, ge=0, description="seconds files are kept; 0: for ever")
+    predictions_s: Seconds = Field(
+        30 * 86400, ge=0, description="seconds records are kept; 0: ever"
+    )
 
 
 class Engine(Section):
-    device: str = Field("auto", description="auto, cpu, mps, cuda, or a list such as cuda:0,cuda:1")
+    device: Devices = Field(
+        "auto", description="auto, cpu, mps, cuda, or a list such as cuda:0,cuda:1"
+    )
     model_dir: str = Field("", description="a folder of real weights; empty: the embedded model")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU; fp8: CUDA only"
@@ -120,7 +144,7 @@ class Engine(Section):
     batch_tokens_max: int = Field(0, ge=0, description="tokens of one step; 0: chosen by device")
     concurrency: int = Field(16, ge=1, description="predictions the engine holds at once")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: one per core")
-    stuck_s: float = Field(
+    stuck_s: Seconds = Field(
         120.0,
         gt=0,
         description="one piece of work may take so long, or 5 times what is foreseen;"
@@ -134,12 +158,12 @@ class Engine(Section):
     lora_cache_bytes: int = Field(
         8 * 2**30, ge=1024, description="bytes of fetched LoRAs that are kept"
     )
-    lora_timeout_s: float = Field(300.0, gt=0, description="seconds for fetching one LoRA")
+    lora_timeout_s: Seconds = Field(300.0, gt=0, description="seconds for fetching one LoRA")
 
 
 class Simulator(Section):
     enabled: bool = Field(False, description="the simulator answers for every model name")
-    seconds: float = Field(2.0, ge=0, description="how long a simulated run takes")
+    seconds: Seconds = Field(2.0, ge=0, description="how long a simulated run takes")
     steps: int = Field(10, ge=1, description="steps that a simulated run reports")
     outcome: Literal["succeed", "fail", "refuse_input", "refuse_output", "hold"] = "succeed"
     error: str = Field("the simulator was told to fail", description="what `fail` fails with")
@@ -158,30 +182,34 @@ class Replicate(Section):
 
 
 class Wavespeed(Section):
-    sync_timeout_s: float = Field(60.0, gt=0, description="seconds that sync mode holds an answer")
+    sync_timeout_s: Seconds = Field(
+        60.0, gt=0, description="seconds that sync mode holds an answer"
+    )
 
 
 class Bfl(Section):
     webhook_status: Literal["bfl", "task"] = Field("bfl", description="words of webhook statuses")
     plain_secret: bool = Field(True, description="send X-Webhook-Secret besides the signature")
-    poll_hold_s: float = Field(0.3, ge=0, le=5, description="seconds that an early poll is held")
+    poll_hold_s: Seconds = Field(0.3, ge=0, le=5, description="seconds that an early poll is held")
 
 
 class Openai(Section):
     default_model: str = Field("", description="what OpenAI's own model names stand for")
-    wait_max_s: float = Field(600.0, gt=0, description="seconds that a call waits for its picture")
+    wait_max_s: Seconds = Field(
+        600.0, gt=0, description="seconds that a call waits for its picture"
+    )
 
 
 class Dispatch(Section):
-    lease_s: float = Field(
+    lease_s: Seconds = Field(
         30.0, gt=0, description="a worker silent for this long is taken for dead"
     )
-    heartbeat_s: float = Field(7.0, gt=0, description="how often a worker renews its lease")
-    upstream_lease_s: float = Field(
+    heartbeat_s: Seconds = Field(7.0, gt=0, description="how often a worker renews its lease")
+    upstream_lease_s: Seconds = Field(
         60.0, gt=0, description="the same for whoever submits to an upstream or polls it"
     )
-    job_s: float = Field(1800.0, gt=0, description="a run that takes longer has failed")
-    drain_s: float = Field(20.0, ge=0, description="a stop waits this long for running work")
+    job_s: Seconds = Field(1800.0, gt=0, description="a run that takes longer has failed")
+    drain_s: Seconds = Field(20.0, ge=0, description="a stop waits this long for running work")
     attempts_max: int = Field(5, ge=1, description="starts of one prediction before it has failed")
 
 
@@ -208,11 +236,13 @@ class Upstream(Section):
         "fail", description="a submission whose outcome nobody can tell"
     )
     concurrency: int = Field(100, ge=0, description="submissions at once; 0: no limit")
-    cool_down_s: float = Field(5.0, ge=0, description="first rest after trouble; it doubles")
-    patience_s: float = Field(120.0, ge=0, description="wait for a channel that cannot take it")
-    timeout_s: float = Field(60.0, gt=0, description="seconds for one submission")
-    deadline_s: float = Field(1800.0, gt=0, description="an accepted job that takes longer failed")
-    reconcile_grace_s: float = Field(
+    cool_down_s: Seconds = Field(5.0, ge=0, description="first rest after trouble; it doubles")
+    patience_s: Seconds = Field(120.0, ge=0, description="wait for a channel that cannot take it")
+    timeout_s: Seconds = Field(60.0, gt=0, description="seconds for one submission")
+    deadline_s: Seconds = Field(
+        1800.0, gt=0, description="an accepted job that takes longer failed"
+    )
+    reconcile_grace_s: Seconds = Field(
         60.0, ge=0, description="a submission that is not listed by then never happened"
     )
     rename: dict[str, str] = Field({}, description='input fields renamed; "" drops one')
@@ -256,7 +286,7 @@ class Settings(Section):
 
     @property
     def data(self) -> Path:
-        return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+        return _home(self.data_dir) if self.data_dir else default_data_dir()
 
     @property
     def database_url(self) -> str:
@@ -265,8 +295,28 @@ class Settings(Section):
 
 
 def default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "fluxserve"
+    return _home(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "fluxserve"
+
+
+def _home(path: str) -> Path:
+    """With the user's folder in place of ~; StartupError where the system knows of none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        text = f"{path}: this user has no home folder: name a folder with --data-dir"
+        raise StartupError(text) from None
+
+
+def wants_colour() -> bool:
+    """Whether a terminal may be coloured: not where NO_COLOR is set (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
+_PLAINLY = {
+    "extra_forbidden": "there is no such setting",
+    "model_type": "a table is needed, not a single value",
+    "tuple_type": "a list is needed; of tables, each begins with its name in [[ ]]",
+}
 
 
 def load(
@@ -287,8 +337,7 @@ def load(
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         text = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            text = "there is no such setting"
+        text = _PLAINLY.get(first["type"], text)
         raise StartupError(f"setting {name}: {text}") from None
 
 
@@ -304,7 +353,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise StartupError(f"the settings file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -314,24 +363,31 @@ def _from_file(path: str | None) -> dict[str, Any]:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in environ.items():
-        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
-            continue
-        *sections, key = name[len(PREFIX) :].lower().split("__")
-        place = found
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = _value_of(sections, key, value)
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
+            put(found, name[len(PREFIX) :].lower().split("__"), value)
     return found
 
 
-def _value_of(sections: Sequence[str], key: str, value: str) -> Any:
-    """Tables and lists of tables come as JSON; everything else as text."""
+def put(into: dict[str, Any], path: Sequence[str], value: str) -> None:
+    """Set a value by its sections and its own name; StartupError for one inside a plain value.
+
+    Tables and lists of tables come as JSON; everything else as text.
+    """
+    *sections, key = path
+    place = into
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise StartupError(f"setting {'.'.join(path)}: {section} was given as a single value")
+    if isinstance(place.get(key), dict):
+        raise StartupError(f"setting {'.'.join(path)}: given as a table and as a single value")
+    place[key] = value
     if not sections and key in ("route", "upstream"):
         try:
-            return json.loads(value)
+            place[key] = json.loads(value)
         except ValueError:
-            raise StartupError(f"setting {key}: the environment must hold JSON") from None
-    return value
+            text = "outside the settings file it must be JSON, a list of tables"
+            raise StartupError(f"setting {key}: {text}") from None
 
 
 def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
@@ -340,35 +396,3 @@ def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def documented() -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of every setting, for the docs."""
-    rows: list[tuple[str, str, str, str]] = []
-
-    def visit(model: type[BaseModel], before: str) -> None:
-        for name, info in model.model_fields.items():
-            kind = info.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                visit(kind, f"{before}{name}.")
-            elif get_origin(kind) is tuple and _is_section(kind):
-                visit(get_args(kind)[0], f"{before}{name}[].")
-            else:
-                default = "" if info.is_required() else json.dumps(info.default)
-                rows.append((f"{before}{name}", _type_name(kind), default, info.description or ""))
-
-    visit(Settings, "")
-    return rows
-
-
-def _is_section(kind: Any) -> bool:
-    first = get_args(kind)[0]
-    return isinstance(first, type) and issubclass(first, BaseModel)
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(str(choice) for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "list"
-    return getattr(kind, "__name__", str(kind).replace("typing.", ""))

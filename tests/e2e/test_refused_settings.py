@@ -1,8 +1,10 @@
 """Settings that cannot work are refused before anything starts: one sentence, exit code 3."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -178,3 +180,51 @@ def test_a_trusted_proxy_that_is_no_network_is_refused_by_name() -> None:
         setting.load({"proxy": {"trusted": ["10.0.0.0/8", "nginx"]}}, environ={})
     told = setting.load({}, environ={"FLUXSERVE_PROXY__TRUSTED": "10.1.2.3/8, fd00::1"})
     assert told.proxy.trusted == ("10.1.2.3/8", "fd00::1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"RETENTION__FILES_S": "1e13"}, "retention.files_s: "),
+        ({"RETENTION__FILES_S": "inf"}, "retention.files_s: "),
+        ({"DISPATCH__DRAIN_S": "nan"}, "dispatch.drain_s: "),
+        ({"ENGINE__DEVICE": "banana"}, "engine.device: auto, cpu, mps, cuda or cuda:N is needed"),
+        ({"ENGINE__DEVICE": "cuda:0,cuda:"}, "not 'cuda:'"),
+        ({"CORS": "[bad"}, "cors: a list in JSON is needed"),
+        ({"SIMULATOR": "1"}, "simulator: a table is needed"),
+        ({"PORT__X": "1", "PORT": "1"}, "port: given as a table and"),
+        ({"PORT": "1", "PORT__X": "1"}, "port.x: port was given as a single value"),
+        ({"UPSTREAM": '{"name": "x"}'}, "upstream: a list is needed; of tables"),
+        ({"UPSTREAM": "x"}, "upstream: outside the settings file it must be JSON"),
+    ],
+)
+def test_a_value_that_cannot_work_names_its_setting(environ: dict[str, str], sentence: str) -> None:
+    with pytest.raises(StartupError, match=r"^setting ") as refused:
+        setting.load(environ={f"FLUXSERVE_{name}": value for name, value in environ.items()})
+    assert sentence in refused.value.message
+
+
+def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('port = 1234\nengine.device = "cuda:0, cpu"\n', encoding="utf-8-sig")
+    assert setting.load(config=str(file), environ={}).port == 1234
+
+
+def test_a_server_whose_output_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    words = [sys.executable, "-m", "fluxserve", "serve", "--port", "0", "--data-dir", str(data)]
+    for shut in (">&-", ">/dev/full"):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" {shut}', "sh", *words, "--set", "simulator.enabled=true"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        note = data / "server.json"
+        while process.poll() is None and not note.exists():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+        url = json.loads(note.read_text())["url"]
+        assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200, shut
+        process.terminate()
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, errors

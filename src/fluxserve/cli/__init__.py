@@ -1,5 +1,6 @@
 """The command line: `serve`, and an ordinary client of the native API for everything else."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,6 +9,9 @@ import typer
 
 from fluxserve.cli import bench, doctor, keys, models, pictures, server
 from fluxserve.core.errors import FluxserveError, StartupError
+from fluxserve.settings import wants_colour
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="fluxserve",
@@ -40,6 +44,7 @@ def _tell_version(*, is_asked: bool) -> None:
 
 @app.callback()
 def about(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -51,6 +56,8 @@ def about(
     ] = False,
 ) -> None:
     """Serve FLUX image generation and editing through the APIs your code already calls."""
+    if not wants_colour():
+        context.color = False
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -66,6 +73,11 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _say(f"what was to be written found no room: {error.strerror}")
+        sys.exit(1)
 
 
 def _say(text: str) -> None:

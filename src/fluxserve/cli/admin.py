@@ -35,10 +35,12 @@ def administer(
 def _beside(data: Path, method: str, path: str, body: dict[str, Any] | None) -> Any:
     try:
         note = json.loads((data / NOTE).read_text())
+        if note["pid"] != int((data / LOCK).read_text()):
+            raise ValueError("left by a server that was killed: somebody else may listen there now")
         token = (data / "admin.token").read_text().strip()
         certificate = note.get("verify")
         trust = pinned(certificate) if isinstance(certificate, str) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         text = f"a server holds {data} but has not said where it listens: try again in a moment"
         raise StartupError(text) from None
     client = Client(note["url"], token, trust=trust)

@@ -36,6 +36,8 @@ class Client:
         """`trust`: what to believe of the server's certificate [the system, SSL_CERT_FILE]."""
         import httpx
 
+        if not url.lower().startswith(("http://", "https://")):
+            raise typer.BadParameter(f"--server: http://HOST:PORT or https://..., not {url}")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(60.0, connect=10.0, read=None)
         try:

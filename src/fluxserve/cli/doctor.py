@@ -52,11 +52,27 @@ def _findings(settings: setting.Settings) -> Iterator[tuple[bool | None, str]]:
     data = settings.data
     place = next(path for path in (data, *data.parents) if path.exists())
     free = shutil.disk_usage(place).free / GIB
-    if not os.access(place, os.W_OK):
+    if not place.is_dir():
+        yield False, f"data directory {data}: {place} is no folder"
+    elif not os.access(place, os.W_OK):
         yield False, f"data directory {data}: {place} cannot be written"
     else:
         yield free > 1, f"data directory {data}: {free:.0f} GiB free"
     yield from _models(settings)
+    yield from _certificate(settings)
+
+
+def _certificate(settings: setting.Settings) -> Iterator[tuple[bool | None, str]]:
+    if not settings.tls_cert and not settings.tls_key:
+        return
+    from fluxserve.serving import check_certificate
+
+    try:
+        check_certificate(settings.tls_cert, settings.tls_key)
+    except StartupError as error:
+        yield False, error.message
+    else:
+        yield True, f"https with the certificate {settings.tls_cert}"
 
 
 def _device() -> Iterator[tuple[bool | None, str]]:
@@ -89,6 +105,8 @@ def _models(settings: setting.Settings) -> Iterator[tuple[bool | None, str]]:
 
 
 def _advice(settings: setting.Settings) -> str:
+    if settings.simulator.enabled:
+        return "The simulator answers for every model: set simulator.enabled to false for pictures."
     if settings.engine.model_dir or settings.upstream:
         return "A real model is configured."
     open_models = ", ".join(card.weights for card in CARDS if card.weights)

@@ -1,12 +1,15 @@
 """`fluxserve keys create|list|revoke`: through the running server, or on its files."""
 
+import math
 import re
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from fluxserve.cli.admin import administer
 from fluxserve.cli.server import Config, DataDir
+from fluxserve.core.errors import FluxserveError
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -26,6 +29,8 @@ def create(
     config: Config = None,
 ) -> None:
     """Make a key. The last line printed is the key alone; it is never shown again."""
+    if not math.isfinite(budget):
+        raise typer.BadParameter(f"--budget takes an amount in USD, not {budget}")
     wish: dict[str, Any] = {
         "name": name,
         "models": [word.strip() for word in models.split(",") if word.strip()],
@@ -63,7 +68,18 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Revoke a key, at once and for good."""
-    gone = administer("DELETE", f"/keys/{key}", None, data_dir=data_dir, config=config)
+    if not key.strip():
+        raise typer.BadParameter("give the id, name or prefix of a key")
+    if "/" in key or not key.strip("."):  # no segment of a path, so no id or prefix either
+        rows = administer("GET", "/keys", None, data_dir=data_dir, config=config)["results"]
+        named = [row["id"] for row in rows if row["name"] == key and not row["revoked_at"]]
+        if len(named) != 1:
+            raise FluxserveError(
+                f"{len(named) or 'no'} active keys have the name {key}: give the id"
+            )
+        key = named[0]
+    path = f"/keys/{quote(key, safe='')}"
+    gone = administer("DELETE", path, None, data_dir=data_dir, config=config)
     typer.echo(f"revoked {gone['id']} {gone['name']}".rstrip())
 
 

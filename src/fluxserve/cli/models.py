@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -48,7 +49,7 @@ def show(
     config: Config = None,
 ) -> None:
     """One model: limits, defaults, sizes, licence, and what else it is called."""
-    card = administer("GET", f"/models/{name}", None, data_dir=data_dir, config=config)
+    card = administer("GET", f"/models/{quote(name)}", None, data_dir=data_dir, config=config)
     if as_json:
         typer.echo(json.dumps(card, indent=2))
         return

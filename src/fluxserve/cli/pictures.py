@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print prediction and files
 
 EMBEDDED = "fluxserve/embedded"
 NONE = "none"
+PATIENCE_S = 30.0  # without an answer, once a prediction is under way
+PAUSE_S = 0.3  # between two questions: a server that is going down answers at once
 _SIZE = re.compile(r"(\d{1,5})[x*×](\d{1,5})", re.IGNORECASE)
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -127,6 +130,8 @@ def _wish(
         raise typer.BadParameter(f"-o: a name ending in {', '.join(_FORMATS)}, not {output}")
     if size and not _SIZE.fullmatch(size):
         raise typer.BadParameter(f"--size: WIDTHxHEIGHT in pixels such as 768x512, not {size}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise typer.BadParameter("the words hold bytes that are no text in this locale")
     for file in filter(None, (output, preview)):
         if not Path(file).expanduser().absolute().parent.is_dir():
             raise FluxserveError(f"{file} cannot be written: there is no such folder")
@@ -193,21 +198,37 @@ def _follow(client: Client, prediction: dict[str, Any], preview: str | None) -> 
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting", total=None, note=_place(prediction))
-        for kind, data in client.events(prediction["id"]):
-            if kind == "started":
-                bar.update(task, description="drawing")
-            elif kind == "progress":
-                bar.update(task, **_progress(data))
-            elif kind == "preview" and preview:
-                _write(Path(preview), base64.b64decode(data["image"].partition(",")[2]))
-                bar.update(task, description=f"preview in {preview}")
-            elif kind == "finished":
-                done: dict[str, Any] = data["prediction"]
-                return done
-        while True:  # the stream ended early: the server is going down, or somebody between cut it
+        with suppress(Unavailable):  # cut off by somebody between, or the server is going down
+            for kind, data in client.events(prediction["id"]):
+                if kind == "started":
+                    bar.update(task, description="drawing")
+                elif kind == "progress":
+                    bar.update(task, **_progress(data))
+                elif kind == "preview" and preview:
+                    _write(Path(preview), base64.b64decode(data["image"].partition(",")[2]))
+                    bar.update(task, description=f"preview in {preview}")
+                elif kind == "finished":
+                    done: dict[str, Any] = data["prediction"]
+                    return done
+        bar.update(task, description="asking again")
+        return _asked_again(client, path)
+
+
+def _asked_again(client: Client, path: str) -> dict[str, Any]:
+    """The prediction once it is finished; a server that is started again meanwhile goes on."""
+    heard_at = time.monotonic()
+    while True:
+        try:
             fresh: dict[str, Any] = client.call("GET", f"{path}?wait=30")
+        except Unavailable as error:
+            if time.monotonic() - heard_at > PATIENCE_S:
+                said = f"{error.message}; nobody tells what became of {path.lstrip('/')}"
+                raise Unavailable(said) from None
+        else:
             if fresh["finished_at"]:
                 return fresh
+            heard_at = time.monotonic()
+        time.sleep(PAUSE_S)
 
 
 def _progress(data: dict[str, Any]) -> dict[str, Any]:

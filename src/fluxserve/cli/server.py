@@ -53,7 +53,7 @@ def serve(
     }
     given = {name: value for name, value in flags.items() if value is not None}
     settings = setting.load(with_sets(given, set_ or []), config=config)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, colour=setting.wants_colour())
     with contextlib.closing(early.begin(settings)) as begun:
         from fluxserve import serving  # while its engine imports torch
 
@@ -67,9 +67,5 @@ def with_sets(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:
         path, found, value = word.partition("=")
         if not found or not path.strip():
             raise typer.BadParameter(f"--set takes NAME=VALUE, not {word!r}")
-        *sections, key = path.strip().replace("-", "_").split(".")
-        place = flags
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
+        setting.put(flags, path.strip().replace("-", "_").split("."), value)
     return flags
