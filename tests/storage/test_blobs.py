@@ -97,7 +97,7 @@ async def test_nothing_is_left_of_the_folder_of_a_deleted_blob(folder: Path) -> 
     await blobs.delete("outputs/a/1-1.png")
     assert [path.name for path in (folder / "outputs").iterdir()] == ["b"]
     await blobs.delete("outputs/b/1-0.png")
-    assert list(folder.iterdir()) == []
+    assert not (folder / "outputs").exists()
     await blobs.put("outputs/b/1-0.png", b"again", "image/png")
     assert await blobs.get("outputs/b/1-0.png") == b"again"
 

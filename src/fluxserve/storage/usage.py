@@ -7,7 +7,7 @@ far as that is not a price for all of them, and then its submission does.
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, literal_column, select
+from sqlalchemy import ColumnElement, bindparam, func, literal_column, select
 
 from fluxserve.core.money import Usage
 from fluxserve.storage import codec, tables
@@ -21,7 +21,8 @@ R = tables.price.c
 DAY_MICROS = 86_400 * 1_000_000
 
 _DAY = L.at - L.at % literal_column(str(DAY_MICROS))
-_ALL, _NONE = literal_column("'*'"), literal_column("''")
+_ALL: ColumnElement[str] = literal_column("'*'")
+_NONE: ColumnElement[str] = literal_column("''")
 _MODEL = func.coalesce(P.model, func.nullif(R.model, _ALL), A.upstream_model, _NONE)
 _CHANNEL = func.coalesce(A.channel, P.engine, func.nullif(R.channel, _ALL), _NONE)
 _SPENT = (
