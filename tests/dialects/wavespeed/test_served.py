@@ -340,3 +340,38 @@ async def test_a_picture_that_cannot_be_fetched_fails_with_its_code(
         assert (data["status"], data["code"]) == ("failed", 1402)
     else:
         assert (answer.status_code, answer.json()["error_code"]) == (400, "media_unreachable")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/api/v3/predictions/"), ("GET", "/api/v3/balance/"), ("GET", "/api/v2/models/")],
+)
+async def test_a_slash_too_many_leads_to_the_path_without_it(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
+    body: dict[str, int] | None = {} if method == "POST" else None
+    answer = await client.request(method, f"{path}?x=1", json=body)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{path[:-1]}?x=1")
+    again = await client.request(method, answer.headers["location"], json=body)
+    assert again.json()["code"] == 200
+    task = (await client.post(SUBMIT + "/", json={"prompt": "x"})).json()["data"]
+    result = await client.get(task["urls"]["get"] + "/", follow_redirects=True)
+    assert result.json()["data"]["id"] == task["id"]
+
+
+async def test_deleted_tasks_are_listed_as_none(client: httpx.AsyncClient) -> None:
+    await done(client, SUBMIT)
+    answer = await client.post("/api/v3/predictions", json={"status": "deleted"})
+    assert answer.json()["data"] == {"page": 1, "total": 0, "items": []}
+
+
+async def test_every_path_says_which_methods_it_takes(client: httpx.AsyncClient) -> None:
+    for path, allowed in (
+        (SUBMIT, "POST"),
+        ("/api/v3/balance", "GET, HEAD"),
+        ("/v1/flux-dev", "POST"),
+        ("/flux/v1/get_result", "GET, HEAD"),
+        ("/fal/queue/fal-ai/flux/dev", "POST"),
+    ):
+        answer = await client.options(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed), path

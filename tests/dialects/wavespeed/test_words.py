@@ -114,6 +114,8 @@ def test_file_names_can_stand_in_a_path() -> None:
     assert safe_name("../../a b/ph\u00f6to (1).png") == "ph_to_1_.png"
     assert safe_name("C:\\x\\y.jpg") == "y.jpg"
     assert safe_name("...") == safe_name("") == "upload"
+    assert safe_name("\u7167\u7247.png") == safe_name(".png") == "upload.png"
+    assert safe_name("a.tar.\u00fcgz") == "a.tar.gz"
     assert len(safe_name("x" * 500 + ".png")) <= 100
     assert safe_name("x" * 500 + ".png").endswith(".png")
 

@@ -42,7 +42,7 @@ SHARED = "/v1"  # other dialects live here too: no catch-all
 MOUNTS = (SHARED, GATEWAY, "/bfl/v1", COMFY)
 
 CREDITS_WITHOUT_BUDGET = 1_000_000.0
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 NO_STORE = {"Cache-Control": "no-store"}
 LICENSE_FIELDS = (Field(name="number_of_generations", kind=Kind.INTEGER, min=0, default=1),)
 

@@ -27,7 +27,7 @@ from fluxserve.dialects.wire import Answer
 
 MOUNT = "/fal"
 TARGET = "x-fal-target-url"
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 JWKS = "/.well-known/jwks.json"
 INITIATE = "/storage/upload/initiate"
 

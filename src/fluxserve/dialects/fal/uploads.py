@@ -104,9 +104,13 @@ class Uploads:
 
 
 def safe_name(name: str) -> str:
-    """A file name that can stand in a URL path: its last part, plain characters."""
-    last = re.split(r"[/\\]", name)[-1]
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", last).strip("._")[-NAME_MAX:] or "upload"
+    """A file name that can stand in a URL path: its last part, plain characters, an extension."""
+    stem, dot, extension = re.split(r"[/\\]", name)[-1].rpartition(".")
+    if not dot:
+        stem, extension = extension, ""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._") or "upload"
+    extension = re.sub(r"[^A-Za-z0-9_-]+", "", extension)[:10]
+    return f"{stem[: NAME_MAX - 11]}.{extension}" if extension else stem[:NAME_MAX]
 
 
 def _unpacked(text: str | None) -> tuple[str, str, str | None] | None:

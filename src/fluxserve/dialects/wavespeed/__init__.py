@@ -20,7 +20,7 @@ The same under /api/v2.
 from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from fluxserve.core.errors import NotFound
@@ -34,7 +34,7 @@ from fluxserve.dialects.wavespeed.words import render
 from fluxserve.dialects.wire import Answer
 
 MOUNTS = ("/api/v3", "/api/v2")
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Call = Callable[[Request], Awaitable[Response]]
 
@@ -47,13 +47,17 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
 
     async def model(request: Request) -> Response:
         name = request.path_params["model"].strip("/")
+        path = request.url.path
+        if path.endswith("/") and any(route.path_regex.match(path[:-1]) for route in fixed):
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(path[:-1] + query)  # keeps method and body
         if request.method == "POST" and "/" in name:  # every model id has an owner
             return await predictions.submit(request, name)
         if name.lower() in models:
             return _wrong_method(request, ("POST",))
-        raise NotFound(f"there is nothing at {request.url.path[:200]}")
+        raise NotFound(f"there is nothing at {path[:200]}")
 
-    return [
+    fixed = [
         _route(f"{mount}/predictions", POST=predictions.page),
         _route(f"{mount}/predictions/delete", POST=predictions.delete),
         _route(f"{mount}/predictions/{{id}}/result", GET=predictions.result),
@@ -70,8 +74,9 @@ def routes(services: Services, mount: str) -> Sequence[Route]:
         _route(f"{mount}/model/pricing", POST=account.price),
         _route(f"{mount}/billings/search", POST=account.billings),
         _route(f"{mount}/webhook/secret", GET=account.webhook_secret),
-        Route(f"{mount}/{{model:path}}", answering(error)(model), methods=METHODS),
     ]
+    rest = Route(f"{mount}/{{model:path}}", answering(error)(model), methods=METHODS)
+    return [*fixed, rest]
 
 
 def _route(path: str, **calls: Call) -> Route:

@@ -235,9 +235,9 @@ def mime_of(data: bytes) -> str:
 
 def safe_name(name: str) -> str:
     """A file name that can stand in a URL path: its last part, plain characters, an extension."""
-    last = re.split(r"[/\\]", name)[-1]
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", last).strip("._") or "upload"
-    stem, dot, extension = plain.rpartition(".")
+    stem, dot, extension = re.split(r"[/\\]", name)[-1].rpartition(".")
     if not dot:
-        return plain[:NAME_MAX]
-    return f"{stem[: NAME_MAX - 11]}.{extension[:10]}"
+        stem, extension = extension, ""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._") or "upload"
+    extension = re.sub(r"[^A-Za-z0-9_-]+", "", extension)[:10]
+    return f"{stem[: NAME_MAX - 11]}.{extension}" if extension else stem[:NAME_MAX]

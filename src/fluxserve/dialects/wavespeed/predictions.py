@@ -156,6 +156,8 @@ class Predictions:
         page, size = checked.values["page"], checked.values["page_size"]
         assert isinstance(page, int), "the table says so"
         assert isinstance(size, int), "the table says so"
+        if checked.values["status"] == words.DELETED:
+            return success({"page": page, "total": 0, "items": []})  # nothing of them is kept
         total = await self.services.predictions.count(query)
         rows: Sequence[Prediction] = []
         if (page - 1) * size < total:
@@ -293,8 +295,8 @@ def in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
 
 def _query(values: Mapping[str, JSON], caller: Caller, problems: list[Problem]) -> Query:
     status, model = values.get("status"), values.get("model")
-    if isinstance(status, str) and status and status not in words.STATUSES_OF:
-        text = f"must be one of {', '.join(words.STATUSES_OF)}"
+    if isinstance(status, str) and status and status not in (*words.STATUSES_OF, words.DELETED):
+        text = f"must be one of {', '.join((*words.STATUSES_OF, words.DELETED))}"
         problems.append(Problem(field="status", rule=Rule.OTHER, message=text))
     return Query(
         key_id=None if caller.is_admin else caller.key_id,

@@ -13,6 +13,7 @@ CREATED = "created"
 PROCESSING = "processing"
 COMPLETED = "completed"
 FAILED = "failed"
+DELETED = "deleted"  # a word of the service; here such a task is no longer known
 
 # Older clients stop on completed and failed only, so every other end is `failed` with its reason.
 STATUS: Mapping[PredictionStatus, str] = {
@@ -23,7 +24,7 @@ STATUS: Mapping[PredictionStatus, str] = {
     PredictionStatus.CANCELED: FAILED,
     PredictionStatus.EXPIRED: FAILED,
 }
-# What a list may be narrowed to; the last four are words of the service that we never answer.
+# What a list may be narrowed to; the last three are never answered.
 STATUSES_OF: Mapping[str, tuple[PredictionStatus, ...]] = {
     CREATED: (PredictionStatus.QUEUED,),
     PROCESSING: (PredictionStatus.RUNNING,),
@@ -101,6 +102,7 @@ def render(prediction: Prediction, links: Links) -> dict[str, JSON]:
         "executionTime": _milliseconds(prediction.created_at, prediction.finished_at),
         "timings": {"inference": inference_ms},
         "progress": round(prediction.progress, 4),
+        "seed": prediction.request.seed,  # what is used, whatever was asked
     }
 
 
