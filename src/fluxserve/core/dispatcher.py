@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,7 +21,9 @@ from fluxserve.core.errors import (
     ErrorCode,
     Failure,
     FluxserveError,
+    NotFound,
     TimedOut,
+    Unavailable,
 )
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.inputs import load_inputs
@@ -197,7 +199,7 @@ class Dispatcher:
         prediction = run.prediction
         try:
             await self._to_the_end(run)
-        except Conflict:
+        except (Conflict, NotFound):
             log.info("%s moved on without us", prediction.id)
         except asyncio.CancelledError:
             if not run.is_over:
@@ -227,8 +229,22 @@ class Dispatcher:
             await self._unforeseen(prediction, live, error)
         else:
             done = replace(prediction, logs=live.logs, served_by=live.served_by)
-            await self._outcomes.succeed(done, outputs, metrics)
+            await self._written(lambda: self._outcomes.succeed(done, outputs, metrics))
             log.info("%s succeeded", prediction.id)
+
+    async def _written(self, end: Callable[[], Awaitable[object]]) -> None:
+        """Write an end down; while the database is away and the lease lasts, try again: what is
+        done need not be done a second time."""
+        until = time.monotonic() + self._patience.lease_s
+        while True:
+            try:
+                await end()
+                return
+            except Unavailable as error:
+                if time.monotonic() >= until:
+                    raise
+                log.warning("the end of a run waits: %s", error.message)
+                await asyncio.sleep(self._patience.poll_s)
 
     async def _run(self, run: _Run) -> tuple[list[OutputImage], dict[str, JSON]]:
         """Drive the engine while a heartbeat keeps the lease."""
@@ -338,7 +354,7 @@ class Dispatcher:
             await self._fail(prediction, live, lost.failure())
             return
         log.warning("%s: %s; it goes back to the queue", prediction.id, lost.message)
-        await self._outcomes.requeue(prediction)
+        await self._written(lambda: self._outcomes.requeue(prediction))
 
     async def _unforeseen(self, prediction: Prediction, live: Live, error: Exception) -> None:
         log.error("%s failed in an unforeseen way", prediction.id, exc_info=error)
@@ -347,11 +363,11 @@ class Dispatcher:
 
     async def _fail(self, prediction: Prediction, live: Live, failure: Failure) -> None:
         done = replace(prediction, logs=live.logs, served_by=live.served_by)
-        await self._outcomes.fail(done, failure)
+        await self._written(lambda: self._outcomes.fail(done, failure))
         log.info("%s failed: %s", prediction.id, failure.code)
 
     async def _put_back(self, prediction: Prediction) -> None:
-        with contextlib.suppress(Conflict):
+        with contextlib.suppress(Conflict, NotFound):
             await asyncio.shield(self._outcomes.requeue(prediction))
             log.info("%s went back to the queue", prediction.id)
 

@@ -1,6 +1,6 @@
 """How a running prediction ends or goes back: one move, its event, its webhook messages."""
 
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -8,11 +8,13 @@ from typing import TypeAlias
 
 from fluxserve.core.blobkeys import output_key
 from fluxserve.core.deliveries import Delivery, plan
-from fluxserve.core.errors import Conflict, Failure, NotFound
+from fluxserve.core.errors import Conflict, Failure, NotFound, Unavailable
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.ports import BlobStore, EncodedImage, Output, PredictionStore
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef
+
+log = logging.getLogger(__name__)
 
 # PredictionStore.move, or something that does as much.
 Save: TypeAlias = Callable[[Prediction, Prediction, Event, Sequence[Delivery]], Awaitable[Event]]
@@ -48,9 +50,16 @@ class Outcomes:
         return image
 
     async def tell(self, prediction: Prediction, event: Event) -> None:
-        """Save and publish what a start tells; nothing happens when that start is over."""
-        with contextlib.suppress(Conflict, NotFound):
+        """Save and publish what a start tells; nothing happens when that start is over.
+
+        A database that is away ends no run for that: the result tells the same.
+        """
+        try:
             self._bus.publish(await self._store.append(event, attempt=prediction.attempt))
+        except (Conflict, NotFound):
+            pass
+        except Unavailable as error:
+            log.warning("%s: %s could not be told: %s", prediction.id, event.kind, error.message)
 
     async def put(self, prediction: Prediction, output: Output) -> tuple[OutputImage, Event]:
         """Store one picture in the place of this start; the event that tells of it is not saved."""
