@@ -68,10 +68,16 @@ class Books:
         await self.keys.add(key)
         return key
 
-    async def accept(self, key: ApiKey | None = None, pictures: int = 1) -> Prediction:
+    async def accept(
+        self,
+        key: ApiKey | None = None,
+        pictures: int = 1,
+        size: tuple[int, int] = (1000, 1000),
+    ) -> Prediction:
+        width, height = size
         prediction = Prediction(
             id=new_id(),
-            request=replace(REQUEST, num_outputs=pictures),
+            request=replace(REQUEST, num_outputs=pictures, width=width, height=height),
             origin=Origin(dialect="native", key_id=key.id if key else None),
             engine="channel",
             created_at=NOW,
@@ -355,3 +361,14 @@ async def test_usage_still_tells_the_model_once_the_prediction_is_gone(books: Bo
     assert [(row.model, row.channel, row.micro) for row in before] == [(MODEL, "channel", 40_000)]
     await books.predictions.delete(running.id)
     assert [row.model for row in await books.money.usage(key_id=None, **span)] == [MODEL]
+
+
+async def test_a_size_that_followed_from_an_input_is_paid_for_as_it_came_out(books: Books) -> None:
+    await books.price(rule=Rule(per_megapixel=10_000))
+    asked = await books.accept(size=(0, 0))
+    assert await books.written(asked) == [(K.HOLD, 10_486)]
+    running = await books.start()
+    blob = BlobRef(key="k", mime="image/png", size_bytes=1, width=2000, height=1500)
+    outputs = (OutputImage(blob=blob, seed=1),) * 2
+    await books.end(running, running.succeed(outputs, NOW, {}))
+    assert (await books.written(asked))[-1] == (K.SETTLE, 60_000)

@@ -7,6 +7,7 @@ submissions can still be charged for.
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import bindparam, insert, literal_column, or_, select, update
@@ -27,7 +28,7 @@ from fluxserve.core.money import (
 )
 from fluxserve.core.ports import Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
-from fluxserve.core.request import BlobRef
+from fluxserve.core.request import BlobRef, ImageRequest
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import accept
@@ -258,7 +259,7 @@ def _due(
     if prediction is not None and prediction.status is PredictionStatus.SUCCEEDED and held:
         rows = yield PRICE({"price": held.price_id})
         if found := readable(rows):
-            return found[0].rule.cost(prediction.request, len(prediction.outputs))
+            return found[0].rule.cost(_as_made(prediction), len(prediction.outputs))
     due = 0
     for attempt in made:
         if attempt.cost_micro and attempt.state in CHARGED:
@@ -266,6 +267,14 @@ def _due(
         elif attempt.state is AttemptState.DONE and held is not None:
             due += round(held.micro / attempt.parts)
     return due
+
+
+def _as_made(prediction: Prediction) -> ImageRequest:
+    """The request, with the size that came of an input picture where it said none."""
+    request, outputs = prediction.request, prediction.outputs
+    if request.width * request.height or not outputs:
+        return request
+    return replace(request, width=outputs[0].blob.width, height=outputs[0].blob.height)
 
 
 def entries(prediction_id: str) -> Transition[Sequence[Entry]]:
