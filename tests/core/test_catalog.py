@@ -12,6 +12,7 @@ from fluxserve.core.request import (
     BlobRef,
     ImageInput,
     ImageParams,
+    LoraRef,
     Margins,
     Task,
 )
@@ -119,6 +120,7 @@ def test_a_named_ratio_goes_before_width_and_height() -> None:
         ({"mask": picture(9, 9)}, "mask"),
         ({"margins": Margins(top=5), "images": (picture(9, 9),)}, "margins"),
         ({"prompt": "x" * 40_000}, "prompt"),
+        ({"loras": (LoraRef(path="x" * 10_000),)}, "loras"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_field(more: dict[str, object], field: str) -> None:

@@ -17,6 +17,7 @@ from fluxserve.core.sizes import Size, nearest, of_area, parse_ratio, round_to
 
 SEED_MAX = 2**32 - 1
 SQUARE = Size(1024, 1024)
+LORA_PATH_MAX = 8192  # characters, as of every URL
 
 _T = TypeVar("_T")
 
@@ -209,6 +210,9 @@ def _judge(card: ModelCard, task: Task, params: ImageParams) -> Iterable[Problem
     if len(params.loras) > limits.loras_max:
         words = f"at most {limits.loras_max}, not {len(params.loras)}"
         yield Problem(field="loras", rule=Rule.MAX_ITEMS, message=words, limit=limits.loras_max)
+    if any(len(lora.path) > LORA_PATH_MAX for lora in params.loras):
+        words = f"a name or URL of at most {LORA_PATH_MAX} characters"
+        yield Problem(field="loras", rule=Rule.OTHER, message=words, limit=LORA_PATH_MAX)
     yield from _between("num_steps", params.num_steps, limits.num_steps)
     yield from _between("guidance", params.guidance, limits.guidance)
     yield from _between("width", params.width, limits.side)
