@@ -270,3 +270,12 @@ async def test_flux_dev_makes_pictures_without_a_prompt(
     final = await ready(client, await client.post("/v1/flux-dev", json=body))
     assert isinstance(final["result"], dict)
     assert final["result"]["prompt"] == ""
+
+
+async def test_the_cost_is_the_tables_price_in_credits(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/flux-dev", json={})).json()["cost"] is None
+    price = {"model": "black-forest-labs/flux-dev", "per_image": 0.025}
+    assert (await client.post("/fluxserve/v1/prices", json=price)).status_code == 201
+    assert (await client.post("/v1/flux-dev", json={})).json()["cost"] == 2.5
+    other = await client.post("/v1/flux-kontext-pro", json={"prompt": "a fox"})
+    assert other.json()["cost"] is None

@@ -134,7 +134,8 @@ class Api:
             )
         except InvalidRequest as problem:
             raise _in_their_words(form, problem) from problem
-        return Answer(words.accepted(prediction, links))
+        cost_micro = self.services.price_book.cost(prediction.engine, prediction.request)
+        return Answer(words.accepted(prediction, links, cost_micro))
 
     async def no_model(self, request: Request) -> Response:
         name = f"flux-{request.path_params['name']}"

@@ -61,13 +61,15 @@ def failure_of(prediction: Prediction) -> Failure:
     return Failure(code=ErrorCode.NOT_FOUND, message="The files of this task have expired")
 
 
-def accepted(prediction: Prediction, links: Links) -> dict[str, JSON]:
+def accepted(
+    prediction: Prediction, links: Links, cost_micro: int | None = None
+) -> dict[str, JSON]:
     """The answer to a submit: the published one with and without webhook, united."""
     request = prediction.request
     body: dict[str, JSON] = {
         "id": to_uuid(prediction.id),
         "polling_url": links.to(f"/get_result?id={to_uuid(prediction.id)}"),
-        "cost": None,
+        "cost": None if cost_micro is None else cost_micro / CREDIT_MICRO,
         "input_mp": _input_megapixels(request.images),
         "output_mp": _megapixels(request.width * request.height) or None,
     }
