@@ -73,6 +73,8 @@ THEIR_NAMES = {
     "megapixels": "image_size",
 }
 LOCATED = (422, 413)
+# What is not said in the body.
+OUTSIDE = {"fal_webhook": "query", "X-Fal-Request-Timeout": "header", "Idempotency-Key": "header"}
 CANCELED = "The request was cancelled"
 
 
@@ -123,8 +125,11 @@ def _located(problem: Problem) -> JSON:
 
 
 def _at(name: str) -> list[JSON]:
-    """Where a field is: the body, its name, and its place in a list."""
-    return ["body", *(int(part) if part.isdecimal() else part for part in _parts(name))]
+    """Where a field is: the body, query or header, its name, and its place in a list."""
+    return [
+        OUTSIDE.get(name, "body"),
+        *(int(part) if part.isdecimal() else part for part in _parts(name)),
+    ]
 
 
 def _type(problem: Problem) -> str:
