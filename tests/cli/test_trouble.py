@@ -81,7 +81,7 @@ def test_a_connection_that_is_cut_costs_no_picture(cli: Cli, cutting: ThreadingH
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (("generate", "x", "--server", "localhost:8000"), 2, "http://HOST:PORT"),
+        (("generate", "x", "--server", "localhost:8000"), 1, "http://HOST:PORT"),
         (("generate", "\udcff"), 2, "no text"),
         (("keys", "create", "--budget", "inf"), 2, "--budget"),
         (("keys", "revoke", ""), 2, "id, name or prefix"),

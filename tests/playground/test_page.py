@@ -175,3 +175,81 @@ def test_the_paths_on_the_page_are_there(page: Page, server: ServerProcess) -> N
         method, _, path = call.partition(" ")
         answer = httpx.request(method, server.url + path, content=b"{}")
         assert answer.status_code in (400, 422), path  # there, and not content with nothing
+
+
+def test_the_model_that_is_chosen_is_one_that_somebody_serves(
+    browser: Browser, start_server: object, tmp_path: Path
+) -> None:
+    assert callable(start_server)
+    settings = tmp_path / "settings.toml"
+    settings.write_text(
+        '[[upstream]]\nname = "shop"\nkind = "bfl"\nbase_url = "http://127.0.0.1:9"\n'
+        'models = ["flux-kontext-pro"]\nkey_env = "SHOP_KEY"\n'
+    )
+    environ = {"FLUXSERVE_SIMULATOR__ENABLED": "false", "SHOP_KEY": "k"}
+    server = start_server("--config", str(settings), **environ)
+    page = browser.new_page()
+    page.goto(server.url)
+    expect(page.locator("#served")).to_have_text("Served by shop.")
+    assert page.locator("#model option:checked").is_enabled()
+    page.close()
+
+
+def test_enter_in_the_field_of_the_key_takes_the_key_and_makes_nothing(page: Page) -> None:
+    page.get_by_text("API key", exact=True).click()
+    page.locator("#key").fill("secret")
+    page.locator("#key").press("Enter")
+    assert page.evaluate("() => sessionStorage.getItem('key')") == "secret"
+    assert page.evaluate("() => document.activeElement.id") == "key"
+    expect(page.locator("#work")).to_be_hidden()
+
+
+def test_the_focus_stays_with_the_button_that_was_pressed(page: Page) -> None:
+    page.locator("#submit").press("Enter")
+    expect(page.locator("#status")).to_contain_text("done", timeout=WAIT_MS)
+    expect(page.locator("#submit")).to_be_focused()
+
+
+CARRY = """([kind, bytes]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+  const event = kind === "paste"
+    ? new ClipboardEvent(kind, { clipboardData: carried, bubbles: true, cancelable: true })
+    : new DragEvent(kind, { dataTransfer: carried, bubbles: true, cancelable: true });
+  document.getElementById("prompt").dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
+
+def test_a_picture_that_is_dropped_or_pasted_is_the_one_to_edit(page: Page) -> None:
+    assert page.evaluate(CARRY, ["dragover", []])  # or the browser would open the file instead
+    for kind, width in (("drop", 40), ("paste", 60)):
+        assert page.evaluate(CARRY, [kind, list(png(width, 30))])
+        chosen = page.locator("#chosen")
+        expect(chosen).to_be_visible()
+        wide = "async image => (await image.decode(), image.naturalWidth)"
+        assert chosen.evaluate(wide) == width
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_server_that_is_started_again_goes_on_with_the_picture(
+    browser: Browser, start_server: object, end: str
+) -> None:
+    assert callable(start_server)
+    slow = {"FLUXSERVE_SIMULATOR__SECONDS": "3", "FLUXSERVE_DISPATCH__DRAIN_S": "0"}
+    server = start_server(
+        **slow, FLUXSERVE_DISPATCH__LEASE_S="2", FLUXSERVE_DISPATCH__HEARTBEAT_S="1"
+    )
+    page = browser.new_page()
+    page.goto(server.url)
+    expect(page.locator("#model option:checked")).to_have_count(1)
+    page.get_by_label("Seed").fill("7")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.locator("#status")).to_contain_text("step")
+    getattr(server, end)()
+    expect(page.locator("#status")).to_contain_text("trying again", timeout=WAIT_MS)
+    start_server("--port", server.url.rpartition(":")[2], **slow)
+    expect(page.locator("#status")).to_contain_text("done", timeout=WAIT_MS)
+    expect(page.locator("#result img")).to_have_count(1)
+    expect(page.locator("#trouble")).to_be_empty()
+    page.close()

@@ -37,7 +37,7 @@ class Client:
         import httpx
 
         if not url.lower().startswith(("http://", "https://")):
-            raise typer.BadParameter(f"--server: http://HOST:PORT or https://..., not {url}")
+            raise FluxserveError(f"--server {url}: http://HOST:PORT or https://... is needed")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(60.0, connect=10.0, read=None)
         try:

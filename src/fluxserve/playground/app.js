@@ -2,6 +2,8 @@
 "use strict";
 
 const API = "/fluxserve/v1";
+const PATIENCE_MS = 60_000; // a server that is started again within it goes on with our picture
+const PAUSE_MS = 1_000;
 const $ = (id) => document.getElementById(id);
 let running = null;
 let cards = [];
@@ -10,6 +12,9 @@ function headers(more = {}) {
   const key = sessionStorage.getItem("key");
   return key ? { Authorization: `Bearer ${key}`, ...more } : more;
 }
+
+// Nobody there, for now.
+class Silence extends Error {}
 
 async function call(path, options = {}) {
   const answer = await ask(API + path, { ...options, headers: headers(options.headers) });
@@ -22,21 +27,25 @@ async function ask(url, options) {
   try {
     answer = await fetch(url, options);
   } catch {
-    throw new Error("The server does not answer: is it still running?");
+    throw new Silence("The server does not answer: is it still running?");
   }
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => null);
   const said = body && body.error ? body.error.message : `The server answered ${answer.status}.`;
+  if (answer.status >= 502) throw new Silence(said);
   throw new Error(answer.status === 401 ? `${said} (see API key above)` : said);
 }
 
 async function loadModels() {
+  const before = $("model").value;
   cards = (await call("/models")).results;
+  const served = cards.filter((card) => card.engine).map((card) => card.id);
+  const wanted = [before, "fluxserve/embedded", served[0]].find((id) => served.includes(id));
   $("model").replaceChildren(
     ...cards.map((card) => {
       const option = new Option(card.engine ? card.title : `${card.title} (nobody serves it)`, card.id);
       option.disabled = !card.engine;
-      option.selected = card.id === "fluxserve/embedded";
+      option.selected = card.id === wanted;
       return option;
     }),
   );
@@ -46,7 +55,7 @@ async function loadModels() {
 function tellServed() {
   const card = cards.find((one) => one.id === $("model").value);
   $("served").textContent = !card
-    ? ""
+    ? cards.length ? "Nobody serves any model here: see “fluxserve doctor”." : ""
     : card.engine === "embedded"
       ? "Served by the small built-in model: simple named objects and simple edits. "
         + "Run “fluxserve doctor” to see how to get the real one."
@@ -85,18 +94,42 @@ async function make(event) {
     running = null;
     $("submit").disabled = false;
     $("cancel").hidden = true;
+    if (document.activeElement === document.body) $("submit").focus(); // it was lost with the button
   }
 }
 
+// Tells what happens to a prediction until it is finished, however often the stream breaks off.
 async function follow(id) {
   running = id;
   $("cancel").hidden = false;
+  for (let heardAt = Date.now(); ; await pause()) {
+    try {
+      if (await listen(id)) break;
+      heardAt = Date.now();
+      const fresh = await call(`/predictions/${id}`);
+      if (fresh.finished_at) {
+        finish(fresh);
+        break;
+      }
+    } catch (error) {
+      if (!(error instanceof Silence)) throw error;
+      if (Date.now() - heardAt > PATIENCE_MS) throw error;
+      show("the server does not answer, trying again", 0);
+    }
+  }
+  await loadLatest();
+}
+
+const pause = () => new Promise((done) => { setTimeout(done, PAUSE_MS); });
+
+// Whether the stream told of the end; Silence when it broke off.
+async function listen(id) {
   const answer = await ask(`${API}/predictions/${id}/events`, { headers: headers() });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) break;
+    const { value, done } = await reader.read().catch(() => { throw new Silence("The answer broke off."); });
+    if (done) return false;
     rest += value;
     const blocks = rest.split("\n\n");
     rest = blocks.pop();
@@ -105,9 +138,9 @@ async function follow(id) {
       const kind = lines.find((line) => line.startsWith("event: "));
       const data = lines.filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
       if (kind) hear(kind.slice(7), JSON.parse(data.join("\n")));
+      if (kind === "event: finished") return true;
     }
   }
-  await loadLatest();
 }
 
 function hear(kind, data) {
@@ -155,6 +188,29 @@ function fail(text) {
   $("status").textContent = "";
   $("bar").hidden = true;
   $("trouble").textContent = text;
+}
+
+async function cancel() {
+  try {
+    if (running) await call(`/predictions/${running}/cancel`, { method: "POST" });
+  } catch (error) {
+    $("trouble").textContent = error.message;
+  }
+}
+
+// A picture that is dropped anywhere on the page, or pasted, is the picture to edit.
+function take(event) {
+  const carried = event.dataTransfer || event.clipboardData;
+  if (!carried || ![...carried.types].includes("Files")) return;
+  if (event.target === $("image")) return; // which takes files by itself
+  if (event.type === "paste" && carried.types.includes("text/plain")) return; // words with a picture of them
+  event.preventDefault(); // a browser would leave the page for a file that is dropped
+  const file = [...carried.files].find((one) => one.type.startsWith("image/")) || carried.files[0];
+  if (event.type === "dragover" || !file) return;
+  const chosen = new DataTransfer();
+  chosen.items.add(file);
+  $("image").files = chosen.files;
+  showChosen();
 }
 
 function showChosen() {
@@ -216,7 +272,14 @@ function listApis() {
 $("make").addEventListener("submit", make);
 $("model").addEventListener("change", tellServed);
 $("image").addEventListener("change", showChosen);
-$("cancel").addEventListener("click", () => running && call(`/predictions/${running}/cancel`, { method: "POST" }));
+$("cancel").addEventListener("click", cancel);
+for (const kind of ["dragover", "drop", "paste"]) document.addEventListener(kind, take);
+$("key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // it would ask for a picture, and that may cost something
+  $("key").blur();
+  $("key").focus();
+});
 $("key").addEventListener("change", () => {
   sessionStorage.setItem("key", $("key").value);
   start();
