@@ -208,6 +208,7 @@ async def test_a_webhook_of_an_older_client_keeps_its_whole_query(
     """The value is not encoded, so that part of it arrives as members of ours."""
     spellings = {
         "webhook=http://hooks.example.org/h?a=1&b=2": "http://hooks.example.org/h?a=1&b=2",
+        "webhook=http://hooks.example.org/a+b?c=d+e": "http://hooks.example.org/a+b?c=d+e",
         "webhook=https%3A%2F%2Fhooks.example.org%2Fh%3Fa%3D1%26b%3D2&wait=1": (
             "https://hooks.example.org/h?a=1&b=2"
         ),

@@ -230,7 +230,7 @@ def webhook_of(query: str, in_body: JSON) -> WebhookSpec | None:
     _, found, after = f"&{query}".partition("&webhook=")
     if found:
         value, _, rest = after.partition("&")
-        url = unquote(value.replace("+", " ")).strip()
+        url = unquote(value).strip()  # a plus sign is one: no URL has spaces
         if "://" in value and rest:
             strays = [part for part in rest.split("&") if part.partition("=")[0] not in OWN_QUERY]
             url = "&".join([url, *strays])
