@@ -1,13 +1,17 @@
 """The native stream of events: links to pictures, and an end that browsers understand."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from fluxserve.asgi import create_app
+from fluxserve.core.events import Event, EventKind
 from tests.dialects.served import client_of, house_on, size_of
 
 PREDICTIONS = "/fluxserve/v1/predictions"
@@ -65,3 +69,32 @@ async def test_who_missed_the_end_hears_the_rest(client: httpx.AsyncClient) -> N
     assert answer.status_code == 200
     assert "event: output" not in answer.text
     assert told(answer, "finished")["prediction"]["status"] == "succeeded"
+
+
+async def test_a_last_event_id_that_is_no_number_counts_as_none(client: httpx.AsyncClient) -> None:
+    path = await finished(client)
+    answer = await client.get(path, headers=[(b"Last-Event-ID", b"\xb2")])
+    assert answer.status_code == 200
+    assert "event: started" in answer.text
+
+
+async def test_a_stream_of_what_another_server_deletes_ends(tmp_path: Path) -> None:
+    held = {"simulator": {"outcome": "hold"}}
+    async with (
+        house_on(tmp_path, held) as house,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(house)), base_url="http://flux.test"
+        ) as client,
+    ):
+        body = {"model": "simulator", "prompt": "a fox"}
+        made = (await client.post(PREDICTIONS, json=body)).json()
+        stream = asyncio.create_task(client.get(f"{PREDICTIONS}/{made['id']}/events"))
+        async with asyncio.timeout(10):
+            while not house.bus._subscriptions:
+                await asyncio.sleep(0)
+            before = await house.store.get(made["id"])
+            at = datetime.now(UTC)
+            gone = Event(prediction_id=before.id, kind=EventKind.FINISHED, at=at)
+            await house.store.move(before, before.cancel(at), gone)
+            await house.store.delete(before.id)
+            assert "event: queued" in (await stream).text

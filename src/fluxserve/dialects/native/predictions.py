@@ -1,6 +1,7 @@
 """Predictions and models in our own words: create, look, list, cancel, forget, follow."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -148,7 +149,7 @@ def routes(services: Services, mount: str) -> list[Route]:
         caller = await caller_of(services, request)
         prediction = await services.predictions.get(id_of(request), caller)
         last = request.headers.get("last-event-id", "")
-        after = int(last) if last.isdigit() and len(last) < 10 else 0
+        after = int(last) if last.isdecimal() and len(last) < 10 else 0
         if after and prediction.is_terminal and not await _is_news(services, prediction, after):
             # Browsers come back to anything else.
             return Response(status_code=204, headers=STREAMED)
@@ -184,22 +185,23 @@ async def _events(
     services: Services, request: Request, prediction: Prediction, after: int, mount: str
 ) -> AsyncIterator[ServerSentEvent]:
     """Stored and live events; the last one carries the finished prediction."""
-    async for event in services.predictions.follow(prediction.id, after):
-        data: dict[str, JSON] = dict(event.data)
-        links = services.links(request, mount)
-        if event.kind is EventKind.OUTPUT:
-            data = _linked(event, links)
-        if event.kind is EventKind.PREVIEW:
-            live = services.live.get(prediction.id)
-            if live is None or live.preview is None:
-                continue
-            picture = base64.b64encode(live.preview.data).decode()
-            data["image"] = f"data:{live.preview.mime};base64,{picture}"
-        if event.kind is EventKind.FINISHED:
-            now = await services.predictions.get(prediction.id)
-            outlook = await services.predictions.outlook(now)
-            data["prediction"] = render_live(now, outlook, links)
-        yield _sent(event, data)
+    with contextlib.suppress(NotFound):  # deleted while it was watched
+        async for event in services.predictions.follow(prediction.id, after):
+            data: dict[str, JSON] = dict(event.data)
+            links = services.links(request, mount)
+            if event.kind is EventKind.OUTPUT:
+                data = _linked(event, links)
+            if event.kind is EventKind.PREVIEW:
+                live = services.live.get(prediction.id)
+                if live is None or live.preview is None:
+                    continue
+                picture = base64.b64encode(live.preview.data).decode()
+                data["image"] = f"data:{live.preview.mime};base64,{picture}"
+            if event.kind is EventKind.FINISHED:
+                now = await services.predictions.get(prediction.id)
+                outlook = await services.predictions.outlook(now)
+                data["prediction"] = render_live(now, outlook, links)
+            yield _sent(event, data)
 
 
 async def _is_news(services: Services, prediction: Prediction, after: int) -> bool:
