@@ -10,10 +10,9 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.applications import Starlette
-from starlette.datastructures import URL
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -70,6 +69,7 @@ class Front:
 
     def __init__(self, house: House, routes: Sequence[Route]) -> None:
         self._doorkeeper = Doorkeeper(house)
+        self._http = house.services.http
         self._signpost = Signpost(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,13 +86,13 @@ class Front:
             return _failed(scope["path"], Failure(code=ErrorCode.FORBIDDEN, message=why))
         found = self._signpost.find(scope["path"], scope["method"])
         if found is None:
-            return self._unanswered(scope)
+            return self._unanswered(request)
         scope["path_params"] = found.params
         response: Response = await found.route.endpoint(request)
         return response
 
-    def _unanswered(self, scope: Scope) -> Response:
-        path, method = scope["path"], scope["method"]
+    def _unanswered(self, request: Request) -> Response:
+        path, method = request.scope["path"], request.scope["method"]
         if methods := self._signpost.methods(path):
             words = f"{method} is not for this path"
             response = _failed(path, Failure(code=ErrorCode.WRONG_METHOD, message=words))
@@ -101,7 +101,8 @@ class Front:
             return response
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
         if path != "/" and self._signpost.methods(other):
-            return RedirectResponse(str(URL(scope={**scope, "path": other})))
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(f"{base_url(request, self._http)}{quote(other)}{query}")
         failure = Failure(code=ErrorCode.NOT_FOUND, message="nothing is at this path")
         response = _failed(path, failure)
         response.status_code = 404

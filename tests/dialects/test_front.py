@@ -75,6 +75,14 @@ async def test_a_slash_too_many_or_too_few_is_redirected(client: httpx.AsyncClie
     assert one.headers["location"] == "http://flux.test/fluxserve/v1/keys?a=b"
 
 
+async def test_behind_a_proxy_the_redirect_leads_where_the_caller_came_from(
+    client: httpx.AsyncClient,
+) -> None:
+    told = {"x-forwarded-proto": "https", "x-forwarded-host": "img.internal:8443"}
+    one = await client.get("/fluxserve/v1/keys/?a=b%20c", headers=told)
+    assert one.headers["location"] == "https://img.internal:8443/fluxserve/v1/keys?a=b%20c"
+
+
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
     answer = await client.put("/fluxserve/v1/predictions")
     assert answer.status_code == 405

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
 from tests.dialects.served import png
 from tests.server import ServerProcess
@@ -82,7 +82,7 @@ def test_a_picture_is_made_and_joins_the_latest(page: Page) -> None:
 
 
 def test_a_photo_is_edited(page: Page, server: ServerProcess) -> None:
-    photo = {"name": "photo.png", "mimeType": "image/png", "buffer": png(320, 256)}
+    photo: FilePayload = {"name": "photo.png", "mimeType": "image/png", "buffer": png(320, 256)}
     page.get_by_label("Picture to edit").set_input_files(photo)
     expect(page.get_by_alt_text("the picture to edit")).to_be_visible()
     page.get_by_label("Prompt").fill("make it grayscale")
@@ -132,7 +132,7 @@ def test_what_the_server_refuses_is_said_in_words(
 
 
 def test_a_file_that_is_no_picture_is_refused_in_words(page: Page) -> None:
-    poem = {"name": "poem.png", "mimeType": "image/png", "buffer": b"roses are red"}
+    poem: FilePayload = {"name": "poem.png", "mimeType": "image/png", "buffer": b"roses are red"}
     page.get_by_label("Picture to edit").set_input_files(poem)
     page.get_by_role("button", name="Make it").click()
     expect(page.get_by_role("alert")).to_contain_text("not a JPEG, PNG", timeout=WAIT_MS)

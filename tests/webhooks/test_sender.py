@@ -221,6 +221,30 @@ async def test_what_was_under_way_when_the_server_died_is_sent_after_the_lease(
         assert (await receiver.next()).headers["webhook-id"] == owed.id
 
 
+async def test_a_message_whose_turn_comes_after_its_lease_is_left_to_who_claims_it_next(
+    post: Post,
+) -> None:
+    at_once = Lanes().at_once
+    async with (
+        receiving("127.0.0.1", status=0) as one,
+        receiving("127.0.0.2", status=0) as two,
+        receiving("127.0.0.3") as three,
+    ):
+        await post.owe(*[one.url()] * (at_once // 2), *[two.url()] * (at_once // 2))
+        await post.deliverer.start()
+        await until(lambda: one.open_now + two.open_now == at_once)
+        (owed,) = await post.owe(three.url())
+        post.deliverer.wake()
+        await until(lambda: post.deliverer._traffic.held == at_once + 1)  # it stands in line
+        post.clock.advance(LEASE_S)
+        after = post.clock.at + timedelta(seconds=LEASE_S)
+        claimed = await post.outbox.claim_due(post.clock.at, after, 100)  # by another server
+        assert owed.id in {row.id for row in claimed}
+        await until(lambda: post.deliverer._traffic.held == 0)
+        assert three.inbox.empty()
+        assert (await post.outbox.get(owed.id)).next_at == after  # the other's claim stands
+
+
 async def test_a_stop_leaves_what_is_unsent_for_the_next_start(
     post: Post, database: SqliteDatabase
 ) -> None:

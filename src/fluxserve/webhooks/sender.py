@@ -18,7 +18,7 @@ from fluxserve.core.errors import NotFound
 from fluxserve.core.events import Event, EventBus, EventKind
 from fluxserve.core.ports import DeliveryStore
 from fluxserve.core.prediction import Prediction
-from fluxserve.webhooks.courier import Answer, Courier, host_of
+from fluxserve.webhooks.courier import ANSWER_TIMEOUT_S, Answer, Courier, host_of
 from fluxserve.webhooks.traffic import Lanes, Traffic
 
 log = logging.getLogger(__name__)
@@ -156,6 +156,9 @@ class Deliverer:
 
     async def _try(self, delivery: Delivery) -> bool | None:
         """Whether the receiver took it; None when it was not asked."""
+        left = delivery.next_at - self._clock()  # of the lease, while it stood in line
+        if left < timedelta(seconds=ANSWER_TIMEOUT_S):
+            return None  # somebody may hold it before an answer is in, and would send it as well
         try:
             prediction = await self._predictions(delivery.prediction_id)
         except NotFound:
