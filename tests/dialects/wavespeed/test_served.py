@@ -111,6 +111,11 @@ async def test_a_wait_that_is_too_short_tells_of_the_task(tmp_path: Path) -> Non
         (SUBMIT, {"prompt": "x", "loras": [{"scale": 1}]}, "loras.0.path is required"),
         (SUBMIT, {"prompt": "x", "loras": [{"path": "a", "scale": 5}]}, "loras.0.scale must be"),
         (SUBMIT, {"prompt": "x", "loras": ["a"]}, "loras.0: Invalid type"),
+        (
+            "/api/v3/wavespeed-ai/flux-dev-lora",
+            {"prompt": "x", "guidance_scale": 11},
+            "guidance_scale must be less than or equal to 10",
+        ),
         (SUBMIT, {"prompt": "x", "enable_sync_mode": "maybe"}, "enable_sync_mode: Invalid type"),
         (SUBMIT, {"prompt": "x", "webhook_url": "ftp://a"}, "webhook_url must be an http"),
         (SUBMIT, {"prompt": "x", "webhook_url": 3}, "webhook_url must be a URL"),
@@ -376,3 +381,10 @@ async def test_every_path_says_which_methods_it_takes(client: httpx.AsyncClient)
     ):
         answer = await client.options(path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed), path
+
+
+async def test_an_adapters_scale_may_be_null(house: House, client: httpx.AsyncClient) -> None:
+    body = {"prompt": "x", "loras": [{"path": "a", "scale": None}]}
+    answer = await client.post(SUBMIT, json=body)
+    made = await house.predictions.get(answer.json()["data"]["id"])
+    assert [lora.scale for lora in made.request.loras] == [1.0]

@@ -161,6 +161,12 @@ DEV = Form(
     pictures=("image", "mask_image"),
     size=(1024, 1024),
 )
+DEV_LORA = replace(
+    DEV,
+    fields=tuple(
+        _guidance(0, 10, 3.5) if field.name == GUIDANCE.name else field for field in DEV.fields
+    ),
+)
 SCHNELL = replace(
     DEV,
     fields=(
@@ -201,8 +207,8 @@ FORMS: Mapping[str, Form] = {
     "flux-kontext-max/multi": KONTEXT_PRO_MULTI,
     "flux-dev": DEV,
     "flux-dev-ultra-fast": DEV,
-    "flux-dev-lora": DEV,
-    "flux-dev-lora-ultra-fast": DEV,
+    "flux-dev-lora": DEV_LORA,
+    "flux-dev-lora-ultra-fast": DEV_LORA,
     "flux-schnell": SCHNELL,
     "flux-schnell-lora": SCHNELL,
 }

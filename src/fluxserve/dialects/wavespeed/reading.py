@@ -115,7 +115,7 @@ def _judge_loras(loras: JSON) -> list[Problem]:
         return []
     for position, item in enumerate(loras):
         assert isinstance(item, Mapping), "the table says so"
-        path, scale = item.get("path"), item.get("scale", 1.0)
+        path, scale = item.get("path"), _scale(item)
         where = f"loras.{position}"
         if not isinstance(path, str) or not path.strip():
             words = "the name or URL of an adapter is required"
@@ -174,9 +174,15 @@ def _loras(loras: JSON) -> tuple[LoraRef, ...]:
         return ()
     items = [item for item in loras if isinstance(item, Mapping)]
     return tuple(
-        LoraRef(path=str(item["path"]).strip(), scale=float(cast("float", item.get("scale", 1.0))))
+        LoraRef(path=str(item["path"]).strip(), scale=float(cast("float", _scale(item))))
         for item in items
     )
+
+
+def _scale(lora: Mapping[str, JSON]) -> JSON:
+    """How strongly an adapter counts; null is the same as absent."""
+    scale = lora.get("scale")
+    return 1.0 if scale is None else scale
 
 
 def _as(values: Mapping[str, JSON], name: str, kind: type[_T]) -> _T | None:
