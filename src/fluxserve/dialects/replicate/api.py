@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
+from math import ceil
 from typing import TypeAlias
 
 from starlette.requests import Request
@@ -9,13 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxserve.core.access import Caller, RateState
-from fluxserve.core.errors import Unauthenticated
+from fluxserve.core.errors import RateLimited, Unauthenticated
 from fluxserve.core.request import JSON
 from fluxserve.dialects.base import Services, answering, bearer, raised
 from fluxserve.dialects.replicate.words import (
     BAD_TOKEN,
     NO_TOKEN,
     PROBLEM_TYPE,
+    RETRY_DEFAULT_S,
     create_headers,
     error,
     error_headers,
@@ -56,6 +58,9 @@ def called(services: Services, handler: Called, kind: str = READ) -> Plain:
             response = await handler(request, caller)
         except Exception as problem_:
             response = raised(request, problem_, error, headers)
+            if state is None and isinstance(problem_, RateLimited):
+                wait_s = ceil(problem_.retry_after_s or RETRY_DEFAULT_S)
+                state = RateState(limit=0, remaining=0, reset_s=wait_s)
         if state is not None:
             response.raw_headers += _rate(max(0, state.remaining), max(1, state.reset_s))
         return response

@@ -102,13 +102,15 @@ def error(failure: Failure) -> tuple[int, JSON]:
 
 
 def error_headers(failure: Failure) -> Mapping[str, str]:
-    return {"Content-Type": PROBLEM_TYPE}
+    if HTTP_STATUS[failure.code] != 429:
+        return {"Content-Type": PROBLEM_TYPE}
+    return {"Content-Type": PROBLEM_TYPE, "Retry-After": str(_retry_s(failure))}
 
 
 def create_headers(failure: Failure) -> Mapping[str, str]:
     """The same where a prediction may exist already: never repeat such a request by itself."""
     no_repeat = HTTP_STATUS[failure.code] >= 500 or failure.code is ErrorCode.CONFLICT
-    return {"Content-Type": PROBLEM_TYPE, **({"x-should-retry": "false"} if no_repeat else {})}
+    return {**error_headers(failure), **({"x-should-retry": "false"} if no_repeat else {})}
 
 
 def problem(status: int, detail: str, *, title: str | None = None) -> dict[str, JSON]:
@@ -138,11 +140,15 @@ def _is_unreadable(failure: Failure) -> bool:
 
 
 def _throttled(failure: Failure) -> JSON:
-    seconds = math.ceil(failure.retry_after_s or RETRY_DEFAULT_S)
+    seconds = _retry_s(failure)
     text = f"Request was throttled. Your rate limit resets in ~{seconds}s."
     if failure.code is ErrorCode.QUEUE_FULL:
         text = f"Request was throttled. The queue is full; try again in ~{seconds}s."
     return {"detail": text, "status": 429, "retry_after": seconds}
+
+
+def _retry_s(failure: Failure) -> int:
+    return max(1, math.ceil(failure.retry_after_s or RETRY_DEFAULT_S))
 
 
 def _invalid(failure: Failure) -> JSON:
