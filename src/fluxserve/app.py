@@ -49,13 +49,13 @@ from fluxserve.ops.limiter import MemoryLimiter
 from fluxserve.ops.metrics import Metrics
 from fluxserve.settings import Settings
 from fluxserve.storage.blobs import open_blobs
-from fluxserve.storage.database import Transition
 from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.keys import SqlKeyStore
 from fluxserve.storage.ledger import BudgetedAttemptStore, BudgetedPredictionStore, SqlMoneyStore
 from fluxserve.storage.opening import is_shared, open_database
 from fluxserve.storage.orphans import Orphans
+from fluxserve.storage.proof import prove_writable
 from fluxserve.storage.secrets import Secrets, open_admin_token, open_secrets, share_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
@@ -333,7 +333,7 @@ class House:
             if engine.trouble:
                 return f"engine {engine.name}: {engine.trouble}"
         try:
-            await self.database.run(_touch())
+            await self.database.run(prove_writable(now().isoformat()))
         except Exception as error:
             return f"the store cannot be written: {type(error).__name__}"
         return None
@@ -390,8 +390,3 @@ class House:
                 f"refusing to listen on {settings.host} without a key: make one with "
                 "`fluxserve keys create`, or allow everybody with --insecure-open"
             )
-
-
-def _touch() -> Transition[None]:
-    """Nothing at all, by way of the writer: proves that it answers."""
-    yield from ()

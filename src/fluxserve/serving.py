@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,9 +84,11 @@ def serve(settings: Settings, early: Early | None = None) -> int:
     note = settings.data / NOTE
 
     async def main() -> None:
-        await house.start()
+        with _room(settings):
+            await house.start()
         try:
-            note.write_text(json.dumps(_about(settings, listener)))
+            with _room(settings):
+                note.write_text(json.dumps(_about(settings, listener)))
             await server.serve(sockets=[listener])
         finally:
             note.unlink(missing_ok=True)
@@ -93,6 +96,20 @@ def serve(settings: Settings, early: Early | None = None) -> int:
 
     _run(main())
     return 0
+
+
+@contextlib.contextmanager
+def _room(settings: Settings) -> Iterator[None]:
+    """StartupError when the disk of the data directory is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StartupError(
+            f"{settings.data} has no room left ({error.strerror}): make some, or choose another "
+            "directory with --data-dir"
+        ) from None
 
 
 class Background:

@@ -228,3 +228,11 @@ def test_a_server_whose_output_nobody_reads_serves_all_the_same(tmp_path: Path) 
         process.terminate()
         errors = process.communicate(timeout=60)[1]
         assert process.returncode == 0, errors
+
+
+def test_a_start_on_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "server.json").symlink_to("/dev/full")
+    words = ("--data-dir", str(data), "--set", "simulator.enabled=true", "--log-level", "error")
+    assert complaint(*words).startswith(f"fluxserve: {data} has no room left")
