@@ -143,6 +143,17 @@ def test_fields_of_a_newer_build_that_are_missing_take_their_default() -> None:
     assert codec.decode_request(json.dumps(data)).strength == 1.0
 
 
+def test_words_of_a_newer_build_are_read_as_the_nearest_of_ours() -> None:
+    problem = {"field": "seed", "rule": "phase_of_the_moon", "message": "waning", "choices": []}
+    told = {"code": "lost_in_orbit", "message": "gone", "problems": [problem]}
+    found = codec.decode_failure(json.dumps(told))
+    assert found is not None
+    assert (found.code, found.message) == (ErrorCode.INTERNAL, "gone")
+    assert found.problems[0].rule is Rule.OTHER
+    asked = json.loads(codec.encode_request(request_())) | {"approximate": ["skip", "guess"]}
+    assert codec.decode_request(json.dumps(asked)).approximate == (Approximation.SKIP,)
+
+
 def test_any_mapping_and_sequence_is_json() -> None:
     said = MappingProxyType({"a": (1, 2), "b": range(2)})
     assert codec.decode_map(codec.encode_map(said)) == {"a": [1, 2], "b": [0, 1]}

@@ -1,16 +1,18 @@
 """Values of the core as columns and JSON text, and back.
 
 Fields that hold their default are left out; names that are not known are ignored and missing ones
-take their default, so rows of an older or newer build can be read.
+take their default, so rows of an older or newer build can be read. So can errors of a newer one:
+a row that could not be read would stop every list and every sweep that comes upon it.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -34,6 +36,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REQUESTS_CACHED = 1024  # decoded requests and origins: a polled prediction is decoded once
 
 Decoded = Mapping[str, Any]
+E = TypeVar("E", bound=StrEnum)
 
 
 # --- times and text ------------------------------------------------------------------------------
@@ -152,6 +155,14 @@ def _unpack_input(data: Decoded) -> ImageInput:
     )
 
 
+def _ours(kind: type[E], word: str) -> E | None:
+    """The word of this build, or None where another build's is not among them."""
+    try:
+        return kind(word)
+    except ValueError:
+        return None
+
+
 # --- the request and where it came from ----------------------------------------------------------
 
 
@@ -184,9 +195,14 @@ def decode_request(text: str) -> ImageRequest:
         output_format=OutputFormat(data["output_format"]),
         margins=None if margins is None else Margins(**_MARGINS.known(margins)),
         loras=tuple(LoraRef(**_LORA.known(lora)) for lora in data.get("loras", ())),
-        approximate=None if approximate is None else tuple(map(Approximation, approximate)),
+        approximate=None if approximate is None else _known(approximate),
         **_REQUEST.known(data),
     )
+
+
+def _known(names: Sequence[str]) -> tuple[Approximation, ...]:
+    """Those that this build has: what it has not, it leaves exact."""
+    return tuple(one for name in names if (one := _ours(Approximation, name)) is not None)
 
 
 def encode_origin(origin: Origin) -> str:
@@ -251,10 +267,10 @@ def decode_failure(text: str | None) -> Failure | None:
         return None
     data = load(text)
     return Failure(
-        code=ErrorCode(data["code"]),
+        code=_ours(ErrorCode, data["code"]) or ErrorCode.INTERNAL,
         problems=tuple(
             Problem(
-                rule=Rule(problem["rule"]),
+                rule=_ours(Rule, problem["rule"]) or Rule.OTHER,
                 choices=tuple(problem["choices"]),
                 **_PROBLEM.known(problem),
             )
