@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fluxserve.core.request import JSON
 from fluxserve.dialects.fal.apps import FORMS, OWNER, SIZES
+from fluxserve.dialects.fal.errors import OUTSIDE
 from fluxserve.dialects.fal.uploads import FIELDS as UPLOAD_FIELDS
 from tests.dialects.fuzzing import JUNK, PICTURES, Bench, bodies, value_of
 from tests.dialects.refusing import FEW, refusing
@@ -111,7 +112,7 @@ def judge(method: str, path: str, answer: httpx.Response) -> None:
         assert isinstance(details, str | list)
         for one in details if isinstance(details, list) else ():
             assert set(one) == {"loc", "msg", "type"}
-            assert one["loc"][0] == "body"
+            assert one["loc"][0] == OUTSIDE.get(one["loc"][-1], "body")
     elif "request_id" in body:
         assert body["status"] == "IN_QUEUE"
     else:
