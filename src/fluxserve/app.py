@@ -55,7 +55,7 @@ from fluxserve.storage.keys import SqlKeyStore
 from fluxserve.storage.ledger import BudgetedAttemptStore, BudgetedPredictionStore, SqlMoneyStore
 from fluxserve.storage.opening import is_shared, open_database
 from fluxserve.storage.orphans import Orphans
-from fluxserve.storage.proof import prove_writable
+from fluxserve.storage.proof import WriteProof
 from fluxserve.storage.secrets import Secrets, open_admin_token, open_secrets, share_secrets
 from fluxserve.webhooks.courier import Courier
 from fluxserve.webhooks.javascript import to_json
@@ -85,6 +85,7 @@ class House:
         self.bus = EventBus()
         self.live = LiveBoard()
         self.database = open_database(settings.database_url)
+        self.write_proof = WriteProof(self.database)
         self.store = BudgetedPredictionStore(self.database)
         self.attempts = BudgetedAttemptStore(self.database)
         self.money = SqlMoneyStore(self.database)
@@ -333,7 +334,7 @@ class House:
             if engine.trouble:
                 return f"engine {engine.name}: {engine.trouble}"
         try:
-            await self.database.run(prove_writable(now().isoformat()))
+            await self.write_proof.renew()
         except Exception as error:
             return f"the store cannot be written: {type(error).__name__}"
         return None

@@ -20,6 +20,13 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         open_database(url)
 
 
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "sqlite:secret"])
+def test_what_may_be_a_password_is_not_told(url: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        open_database(url)
+    assert "secret" not in caught.value.message
+
+
 async def test_a_path_is_taken_as_it_is_written(tmp_path: Path) -> None:
     database = open_database(f"sqlite:///{tmp_path}/a%20b #1/store.db")
     await database.start()

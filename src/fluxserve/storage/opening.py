@@ -19,7 +19,9 @@ def open_database(url: str) -> Database:
         return _open_postgres(url)
     rest = url.removeprefix(SQLITE)
     if rest == url or "?" in rest or (rest and not rest.startswith("/")):
-        raise StartupError(f"database.url: sqlite:///PATH or postgresql://..., not {url}")
+        scheme, colon, _ = url.partition(":")  # what follows may hold a password
+        said = f"{scheme}:..." if colon else scheme
+        raise StartupError(f"database.url: sqlite:///PATH or postgresql://..., not {said}")
     path = rest.removeprefix("/")
     return SqliteDatabase(Path(path).absolute() if path else None)
 
