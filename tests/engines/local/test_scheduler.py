@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fluxserve.engines.local.cost import Coefficients, CostModel, Shape, full, of_rates
@@ -277,24 +277,18 @@ def test_low_priority_moves_on_under_a_flood_of_high_priority() -> None:
 # --- fair shares ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.sampled_from([1.0, 2.0, 4.0]),
-    st.sampled_from([768, 1536, 4608]),
-    st.sampled_from([1536, 8704]),
-    st.integers(0, 1000),
-)
-def test_keys_with_work_get_device_time_by_weight(
-    weight: float, rows_a: int, rows_b: int, seed: int
-) -> None:
-    device = Device(Policy(lead_max_s=4.0, patience_s=30.0))
+def shared(
+    policy: Policy, weight: float, rows_a: int, rows_b: int, seed: int
+) -> tuple[float, float]:
+    """Device seconds of two keys that always have work, those of the first per its weight."""
+    device = Device(policy)
     draw = random.Random(seed)
     given = {"a": 0.0, "b": 0.0}
     number = 0
     live = {"a": 0, "b": 0}
     for _ in range(600):
         for key, rows in (("a", rows_a), ("b", rows_b)):
-            while live[key] < 3:  # both always have work
+            while live[key] < 3:
                 number += 1
                 live[key] += 1
                 one = sample(
@@ -311,10 +305,33 @@ def test_keys_with_work_get_device_time_by_weight(
             given[name[0]] += (device.now - before) * part / sum(parts.values())
         for name in device.done[finished:]:
             live[name[0]] -= 1
+    return given["a"] / weight, given["b"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([1.0, 2.0, 4.0]),
+    st.sampled_from([768, 1536, 4608]),
+    st.sampled_from([1536, 8704]),
+    st.integers(0, 1000),
+)
+def test_keys_with_work_get_device_time_by_weight(
+    weight: float, rows_a: int, rows_b: int, seed: int
+) -> None:
+    nobody_is_impatient = Policy(lead_max_s=4.0, patience_s=1e9)
+    a, b = shared(nobody_is_impatient, weight, rows_a, rows_b, seed)
     # One that leads by lead_max_s leaves the other behind by that times the ratio of the weights,
     # and the last step overshoots.
-    assert given["a"] / weight - given["b"] <= 4.0 * (1 + weight) + 1.0
-    assert given["b"] - given["a"] / weight <= 4.0 * (1 + 1 / weight) + 1.0
+    assert a - b <= 4.0 * (1 + weight) + 1.0
+    assert b - a <= 4.0 * (1 + 1 / weight) + 1.0
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 1000))
+@example(163)  # the last job of the other key is out of patience, and runs to its end
+def test_whoever_is_out_of_patience_takes_at_most_one_run_beyond_the_share(seed: int) -> None:
+    a, b = shared(Policy(lead_max_s=4.0, patience_s=30.0), 4.0, 4608, 8704, seed)
+    assert b - a <= 4.0 * (1 + 1 / 4) + 1.0 + 28 * CostModel(H200).alone(full(8704))
 
 
 def test_a_flood_of_one_key_does_not_hold_up_the_other() -> None:

@@ -11,7 +11,7 @@ A turn picks the best job and fills its forward up with others:
    against it; once that reaches its `patience`, only it and those before it in that order may run.
    So a job finishes at most its patience (and one step) later than in the reference order.
 2. *Fair shares.* Of a key that is more than `lead_max_s` device-seconds per weight ahead of its
-   share nothing runs while another key has work.
+   share nothing runs while another key has work; a job out of patience runs all the same.
 3. *Order.* Higher priority first; then a deadline whose slack is below the remaining time, earliest
    first; then the least remaining device time, divided by (1 + ageing * age / solo time).
 4. *Fill.* Others of the same batch class join while the tokens fit the budget and what sharing
