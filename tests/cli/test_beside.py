@@ -31,6 +31,24 @@ def test_keys_are_made_listed_and_revoked_without_a_server(cli: Cli, tmp_path: P
     assert (gone.code, "nobody" in gone.complaint or "no such key" in gone.complaint) == (1, True)
 
 
+def test_keys_need_no_keys_of_upstreams(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROVIDER_KEY", raising=False)
+    monkeypatch.setenv("FLUXSERVE_SIMULATOR__ENABLED", "false")
+    config = tmp_path / "fluxserve.toml"
+    config.write_text(
+        "[[upstream]]\n"
+        'name = "bfl"\nkind = "bfl"\nbase_url = "https://api.bfl.ai"\nkey_env = "PROVIDER_KEY"\n'
+        'models = { "flux-kontext-dev" = "flux-kontext-dev" }\n'
+        '[[route]]\nmodel = "flux-kontext-dev"\nengine = "bfl"\n'
+    )
+    words = ("--config", str(config), "--data-dir", str(tmp_path / "data"))
+    assert cli("keys", "create", "--name", "ci", *words).code == 0
+    assert "ci" in cli("keys", "list", *words).out
+    assert "PROVIDER_KEY" in cli("models", "list", *words).complaint
+
+
 @pytest.mark.parametrize("text", ["30", "0d", "-1d", "soon", ""])
 def test_a_time_that_is_none_is_wrong_use(cli: Cli, text: str) -> None:
     if text:

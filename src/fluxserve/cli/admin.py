@@ -20,15 +20,20 @@ def administer(
     *,
     data_dir: str | None,
     config: str | None,
+    asks_upstreams: bool = True,
 ) -> Any:
     """One call of the native API with the admin token of the data directory.
 
-    When no server holds the directory, one without engines is started for this call alone.
+    When no server holds the directory, one without engines is started for this call alone. Where
+    the answer says nothing of upstreams it is started without them, for it may be that their keys
+    are known to the server's own environment only.
     """
     flags = {"data_dir": data_dir} if data_dir else {}
     settings = setting.load(flags, config=config)
     if is_held(settings.data / LOCK):
         return _beside(settings.data, method, path, body)
+    if not asks_upstreams:
+        settings = settings.model_copy(update={"upstream": (), "route": ()})
     return _alone(settings, method, path, body)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ from fluxserve.cli.server import Config, DataDir
 from fluxserve.core.errors import FluxserveError
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
+
+_administer = partial(administer, asks_upstreams=False)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -41,7 +44,7 @@ def create(
     }
     if expires:
         wish["expires_s"] = seconds(expires)
-    key = administer("POST", "/keys", wish, data_dir=data_dir, config=config)
+    key = _administer("POST", "/keys", wish, data_dir=data_dir, config=config)
     typer.echo(
         f"key {key['id']}{' ' + key['name'] if key['name'] else ''}; keep it, it is shown once:"
     )
@@ -51,7 +54,7 @@ def create(
 @app.command("list")
 def list_(data_dir: DataDir = None, config: Config = None) -> None:
     """List keys, newest last."""
-    rows = administer("GET", "/keys", None, data_dir=data_dir, config=config)["results"]
+    rows = _administer("GET", "/keys", None, data_dir=data_dir, config=config)["results"]
     for key in rows:
         state = "revoked" if key["revoked_at"] else "active"
         kind = "admin" if key["is_admin"] else "user"
@@ -71,7 +74,7 @@ def revoke(
     if not key.strip():
         raise typer.BadParameter("give the id, name or prefix of a key")
     if "/" in key or not key.strip("."):  # no segment of a path, so no id or prefix either
-        rows = administer("GET", "/keys", None, data_dir=data_dir, config=config)["results"]
+        rows = _administer("GET", "/keys", None, data_dir=data_dir, config=config)["results"]
         named = [row["id"] for row in rows if row["name"] == key and not row["revoked_at"]]
         if len(named) != 1:
             raise FluxserveError(
@@ -79,7 +82,7 @@ def revoke(
             )
         key = named[0]
     path = f"/keys/{quote(key, safe='')}"
-    gone = administer("DELETE", path, None, data_dir=data_dir, config=config)
+    gone = _administer("DELETE", path, None, data_dir=data_dir, config=config)
     typer.echo(f"revoked {gone['id']} {gone['name']}".rstrip())
 
 
