@@ -5,8 +5,8 @@ import pytest
 from fluxserve.core.attempts import AttemptState
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.engines.upstream.answers import PollLie, PollTrouble, Ticket
+from fluxserve.engines.upstream.cancelling import CANCELS_MAX
 from fluxserve.engines.upstream.channel import ChannelKind
-from fluxserve.engines.upstream.following import CANCELS_MAX
 from tests.engines.upstream.conftest import House, Lend
 from tests.fakes.script import Act, Outcome
 

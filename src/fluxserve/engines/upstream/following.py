@@ -30,6 +30,7 @@ from fluxserve.engines.upstream.base import (
     pause,
     ticket_of,
 )
+from fluxserve.engines.upstream.cancelling import HEARD, cancel
 from fluxserve.engines.upstream.due import DueRows
 from fluxserve.engines.upstream.pictures import collect
 from fluxserve.engines.upstream.resolving import TROUBLES_MAX, look_up
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 LIES_MAX = 3  # senseless answers before a job is given up, without a sensible one in between
 LIES = "lies"  # a fact: how many there were
-CANCELS_MAX = 10  # tries to tell of a cancel to a provider that does not answer it
-CANCELS = "cancels"  # a fact: how many there were
 WAIT_FOR_CLAIM_S = 2.0  # a prediction that is being claimed again is looked at this much later
 ORPHAN_LOOK_S = 60.0
 ORPHAN_S = 3600.0  # submissions of a channel that is configured no longer are given up then
@@ -112,8 +111,8 @@ class Follower:
             if not is_ours(prediction, attempt):
                 await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
                 return
-        elif "cancel" not in attempt.facts and not _is_done(prediction):
-            attempt = await self._cancel(attempt, channel)
+        elif HEARD not in attempt.facts and not _is_done(prediction):
+            attempt = await cancel(self._desk, attempt, channel)
         try:
             state = await channel.provider.poll(ticket_of(attempt))
         except PollTrouble as trouble:
@@ -126,25 +125,6 @@ class Follower:
             await self._working(attempt, prediction, channel, state)
         else:
             await self.settle(attempt, state, channel)
-
-    async def _cancel(self, attempt: Attempt, channel: Channel) -> Attempt:
-        """The caller has turned away: tell the provider, then follow quietly to the bill.
-
-        Told with every poll until it answers, for a while: what it does not hear of is made, and
-        billed; where it can never be told, telling it would only disturb the polls.
-        """
-        try:
-            if await channel.provider.cancel(ticket_of(attempt)):
-                log.info("%s was canceled at %s", attempt.prediction_id, channel.name)
-        except PollTrouble as trouble:
-            if (count := int(attempt.facts.get(CANCELS, "0")) + 1) < CANCELS_MAX:
-                log.info("%s: %s; to be canceled again", attempt.prediction_id, trouble)
-                counted = replace(attempt, facts={**attempt.facts, CANCELS: str(count)})
-                return await self._desk.attempts.move(attempt, counted)
-        except PollLie:
-            pass  # it has heard of it, whatever it says
-        after = replace(attempt, facts={**attempt.facts, "cancel": "asked"})
-        return await self._desk.attempts.move(attempt, after)
 
     async def _working(
         self,
