@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ class Bench:
     bus: EventBus
     live: LiveBoard
     catalog: Catalog
-    clock: Callable[[], datetime]
+    clock: "MovableClock"
     engine: ToldEngine
     service: PredictionService
     outcomes: Outcomes
@@ -110,7 +111,7 @@ class Bench:
             patience=Patience(**waits),  # type: ignore[arg-type]
         )
 
-    def keeper(self, retention: Retention | None = None) -> Keeper:
+    def keeper(self, retention: Retention | None = None, **more: Any) -> Keeper:
         return Keeper(
             store=self.store,
             files=self.files,
@@ -120,6 +121,7 @@ class Bench:
             clock=self.clock,
             retention=retention or Retention(),
             attempts_max=3,
+            **more,
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from fluxserve.core.access import OPEN_CALLER
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.ids import new_id
-from fluxserve.core.keeper import Keeper, Retention
+from fluxserve.core.keeper import Retention
 from fluxserve.core.ports import Query, StoredFile
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import ImageParams, Origin
@@ -25,7 +25,7 @@ async def create(bench: Bench) -> Prediction:
 
 
 def pass_time(bench: Bench, seconds: float) -> None:
-    bench.clock.at += timedelta(seconds=seconds)  # type: ignore[attr-defined]
+    bench.clock.at += timedelta(seconds=seconds)
 
 
 async def test_words_of_many_that_left_no_files_go_in_one_sweep(bench: Bench) -> None:
@@ -44,17 +44,7 @@ async def test_a_lost_run_of_an_engine_that_is_gone_waits_for_nobody(
     at = bench.clock()
     await bench.store.claim("told", owner="dead", at=at, lease_until=at + timedelta(seconds=1))
     pass_time(bench, 2)
-    keeper = Keeper(
-        store=bench.store,
-        files=bench.files,
-        blobs=bench.blobs,
-        service=bench.service,
-        outcomes=bench.outcomes,
-        clock=bench.clock,
-        retention=Retention(),
-        attempts_max=3,
-        home=lambda row: where_to,
-    )
+    keeper = bench.keeper(home=lambda row: where_to)
     await keeper.recover()
     now = await bench.service.get(lost.id)
     if where_to is None:
@@ -105,17 +95,7 @@ async def test_a_server_that_is_started_anew_each_day_still_tidies_up(bench: Ben
         tidied.append(bench.clock())
 
     for _ in range(3):  # mornings
-        keeper = Keeper(
-            store=bench.store,
-            files=bench.files,
-            blobs=bench.blobs,
-            service=bench.service,
-            outcomes=bench.outcomes,
-            clock=bench.clock,
-            retention=Retention(),
-            attempts_max=3,
-            daily=[tidy],
-        )
+        keeper = bench.keeper(daily=[tidy])
         await keeper.sweep()
         for _ in range(8 * 4):
             pass_time(bench, 900)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import BlobRef
 
 SIGNATURE_BYTES = 16
+NAME_MAX = 100  # characters of an uploaded file's name
 EXTENSION = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
 
 
@@ -93,3 +95,13 @@ class Links:
 
 def _b64(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def safe_name(name: str) -> str:
+    """A file name that can stand in a URL path: its last part, plain characters, an extension."""
+    stem, dot, extension = re.split(r"[/\\]", name)[-1].rpartition(".")
+    if not dot:
+        stem, extension = extension, ""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._") or "upload"
+    extension = re.sub(r"[^A-Za-z0-9_-]+", "", extension)[:10]
+    return f"{stem[: NAME_MAX - 11]}.{extension}" if extension else stem[:NAME_MAX]

@@ -8,10 +8,10 @@ import pytest
 from fluxserve.core.errors import ErrorCode, Failure, Problem, Rule
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef, ImageRequest, Origin, Task
-from fluxserve.dialects.links import Links, Signer
+from fluxserve.dialects.links import Links, Signer, safe_name
 from fluxserve.dialects.wavespeed import DIALECT, owns, words
 from fluxserve.dialects.wavespeed.errors import HTTP_STATUS, error
-from fluxserve.dialects.wavespeed.files import mime_of, safe_name
+from fluxserve.dialects.wavespeed.files import mime_of
 
 AT = datetime(2026, 5, 4, 10, 30, 0, 123456, tzinfo=UTC)
 LINKS = Links(base="https://images.example.org", mount="/api/v3", signer=Signer(b"secret"))

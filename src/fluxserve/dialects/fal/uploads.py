@@ -8,7 +8,6 @@ kept as they came; what they are worth as a picture is judged when a request use
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -22,11 +21,11 @@ from fluxserve.core.request import BlobRef
 from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, read_body, read_object
 from fluxserve.dialects.fal.calls import NO_STORE, caller_of
+from fluxserve.dialects.links import safe_name
 from fluxserve.dialects.wire import Answer
 
 TICKET_S = 15 * 60.0
 FOR_EVER_S = 3650 * 86400.0
-NAME_MAX = 100  # characters
 BYTES = "application/octet-stream"
 ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}
 FIELDS = (
@@ -101,16 +100,6 @@ class Uploads:
         except NotFound:
             return False
         return True
-
-
-def safe_name(name: str) -> str:
-    """A file name that can stand in a URL path: its last part, plain characters, an extension."""
-    stem, dot, extension = re.split(r"[/\\]", name)[-1].rpartition(".")
-    if not dot:
-        stem, extension = extension, ""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._") or "upload"
-    extension = re.sub(r"[^A-Za-z0-9_-]+", "", extension)[:10]
-    return f"{stem[: NAME_MAX - 11]}.{extension}" if extension else stem[:NAME_MAX]
 
 
 def _unpacked(text: str | None) -> tuple[str, str, str | None] | None:

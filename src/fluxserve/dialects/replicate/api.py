@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
-from math import ceil
 from typing import TypeAlias
 
 from starlette.requests import Request
@@ -17,11 +16,11 @@ from fluxserve.dialects.replicate.words import (
     BAD_TOKEN,
     NO_TOKEN,
     PROBLEM_TYPE,
-    RETRY_DEFAULT_S,
     create_headers,
     error,
     error_headers,
     problem,
+    retry_s,
 )
 from fluxserve.dialects.wire import Answer
 
@@ -59,7 +58,7 @@ def called(services: Services, handler: Called, kind: str = READ) -> Plain:
         except Exception as problem_:
             response = raised(request, problem_, error, headers)
             if state is None and isinstance(problem_, RateLimited):
-                wait_s = ceil(problem_.retry_after_s or RETRY_DEFAULT_S)
+                wait_s = retry_s(problem_.failure())
                 state = RateState(limit=0, remaining=0, reset_s=wait_s)
         if state is not None:
             response.raw_headers += _rate(max(0, state.remaining), max(1, state.reset_s))

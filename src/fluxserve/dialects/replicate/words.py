@@ -104,7 +104,7 @@ def error(failure: Failure) -> tuple[int, JSON]:
 def error_headers(failure: Failure) -> Mapping[str, str]:
     if HTTP_STATUS[failure.code] != 429:
         return {"Content-Type": PROBLEM_TYPE}
-    return {"Content-Type": PROBLEM_TYPE, "Retry-After": str(_retry_s(failure))}
+    return {"Content-Type": PROBLEM_TYPE, "Retry-After": str(retry_s(failure))}
 
 
 def create_headers(failure: Failure) -> Mapping[str, str]:
@@ -140,14 +140,14 @@ def _is_unreadable(failure: Failure) -> bool:
 
 
 def _throttled(failure: Failure) -> JSON:
-    seconds = _retry_s(failure)
+    seconds = retry_s(failure)
     text = f"Request was throttled. Your rate limit resets in ~{seconds}s."
     if failure.code is ErrorCode.QUEUE_FULL:
         text = f"Request was throttled. The queue is full; try again in ~{seconds}s."
     return {"detail": text, "status": 429, "retry_after": seconds}
 
 
-def _retry_s(failure: Failure) -> int:
+def retry_s(failure: Failure) -> int:
     return max(1, math.ceil(failure.retry_after_s or RETRY_DEFAULT_S))
 
 

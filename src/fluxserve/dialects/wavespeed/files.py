@@ -9,7 +9,6 @@ are kept as they came; what they are worth as a picture is judged when a request
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -34,14 +33,13 @@ from fluxserve.core.ports import StoredFile
 from fluxserve.core.request import JSON, BlobRef
 from fluxserve.core.schema import Field, Kind, check
 from fluxserve.dialects.base import Services, read_body, read_object
-from fluxserve.dialects.links import Links
+from fluxserve.dialects.links import Links, safe_name
 from fluxserve.dialects.wavespeed.errors import success
 from fluxserve.dialects.wavespeed.predictions import caller_of
 
 TICKET_S = 15 * 60.0
 FOR_EVER_S = 3650 * 86400.0
 FRAME_MAX_BYTES = 64 * 1024  # of a multipart body beside the file itself
-NAME_MAX = 100  # characters
 TICKET_FIELDS = (
     Field(name="filename", kind=Kind.STRING, default="upload"),
     Field(name="size", kind=Kind.INTEGER, min=0),
@@ -231,13 +229,3 @@ def mime_of(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((mime for magic, mime in MAGIC if data.startswith(magic)), OTHER)
-
-
-def safe_name(name: str) -> str:
-    """A file name that can stand in a URL path: its last part, plain characters, an extension."""
-    stem, dot, extension = re.split(r"[/\\]", name)[-1].rpartition(".")
-    if not dot:
-        stem, extension = extension, ""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._") or "upload"
-    extension = re.sub(r"[^A-Za-z0-9_-]+", "", extension)[:10]
-    return f"{stem[: NAME_MAX - 11]}.{extension}" if extension else stem[:NAME_MAX]
