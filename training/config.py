@@ -20,7 +20,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Config:
-    """rate: peak learning rate. decay: the share of the minutes over which it falls to zero."""
+    """rate: peak learning rate. decay: the share of the minutes over which it falls to zero.
+
+    early_share: of the noise levels, how many are high ones. own_share: of the edits with one right
+    answer, how many start from the model's own first guess.
+    """
 
     name: str
     seed: int
@@ -32,6 +36,7 @@ class Config:
     average: float
     prompt_dropout: float
     early_share: float
+    own_share: float
     weight_decay: float
     double_blocks: int = 2
     single_blocks: int = 6

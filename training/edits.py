@@ -67,7 +67,7 @@ def with_additions(scenes: Scenes, image: Tensor, prompts: Sequence[str], size: 
 def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | None]:
     """(what happens, prompt, the source object's tint, the source background or None)."""
     choose = scenes.random
-    named = kind in ("replace", "style", "add") or choose.random() < 0.5
+    named = kind in ("replace", "add") or (kind != "style" and choose.random() < 0.5)
     pool = scenes.sources or (scenes.known if named else scenes.seen)
     if kind == "style":
         pool = [i for i in pool if scenes.things[i].rows.keys() >= STYLED]

@@ -9,7 +9,9 @@ import httpx
 import pytest
 
 from fluxserve.app import House
+from fluxserve.core.errors import Conflict
 from fluxserve.core.prediction import Prediction
+from fluxserve.core.service import PredictionService
 from fluxserve.dialects.fal import DIALECT
 from tests.dialects.served import client_of, format_of, house_on, png, size_of
 
@@ -178,6 +180,30 @@ async def test_a_run_that_takes_too_long_goes_on_in_the_queue(tmp_path: Path) ->
         assert answer.status_code == 504
         assert answer.headers["X-Fal-Request-Timeout-Type"] == "user"
         assert (await made(house, answer)).status == "queued"
+
+
+async def test_a_time_to_start_is_kept_though_the_row_was_just_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    expire = PredictionService.expire
+
+    async def overtaken_once(service: PredictionService, prediction: Prediction) -> Prediction:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise Conflict("the row has moved on")
+        return await expire(service, prediction)
+
+    monkeypatch.setattr(PredictionService, "expire", overtaken_once)
+    async with (
+        house_on(tmp_path, {"simulator": {"outcome": "hold"}}) as house,
+        client_of(house) as client,
+    ):
+        headers = {"X-Fal-Request-Timeout": "0.1"}
+        answer = await client.post(RUN, json=SMALL, headers=headers)
+        assert (answer.status_code, tries) == (504, 2)
+        assert (await made(house, answer)).status == "expired"
 
 
 @pytest.mark.parametrize("name", ["image_url", "image_urls", "mask_url", "loras"])

@@ -183,17 +183,16 @@ class Calls:
 
     async def _wait(self, prediction: Prediction) -> Prediction:
         """The finished prediction, or as it is when waiting or its time to start is over."""
-        wait = self.services.predictions.wait
-        most_s, start_by = self.services.http.wait_max_s, _start_by(prediction)
-        if start_by is not None:
-            until_start_s = (start_by - self.services.clock()).total_seconds()
-            if until_start_s < most_s:
-                await wait(prediction.id, max(0.0, until_start_s))
-                now = await self._in_time(await self.services.predictions.get(prediction.id))
-                if now.is_terminal:
-                    return now
-                most_s -= max(0.0, until_start_s)
-        return await wait(prediction.id, most_s)
+        loop, now = asyncio.get_running_loop(), prediction
+        end = loop.time() + self.services.http.wait_max_s
+        while not now.is_terminal and (left_s := end - loop.time()) > 0:
+            start_s = self._start_left_s(now)
+            pause = left_s if start_s is None else min(left_s, start_s)
+            begin = loop.time()
+            now = await self._in_time(await self.services.predictions.wait(now.id, pause))
+            if loop.time() - begin < pause:  # cut short: the server is going down
+                break
+        return now
 
     async def _events(
         self, prediction: Prediction, request: Request
@@ -277,14 +276,19 @@ class Calls:
 
     async def _in_time(self, prediction: Prediction) -> Prediction:
         """The prediction, given up if the time that its caller gave it to start is over."""
+        while self._start_left_s(prediction) == 0:
+            try:
+                return await self.services.predictions.expire(prediction)
+            except Conflict:  # it started just now, or something else about it was noted
+                prediction = await self.services.predictions.get(prediction.id)
+        return prediction
+
+    def _start_left_s(self, prediction: Prediction) -> float | None:
+        """Seconds in which it must still start; None if it has, or may at any time."""
         start_by = _start_by(prediction)
-        is_queued = prediction.status is PredictionStatus.QUEUED
-        if not is_queued or start_by is None or self.services.clock() < start_by:
-            return prediction
-        try:
-            return await self.services.predictions.expire(prediction)
-        except Conflict:  # it started just now
-            return await self.services.predictions.get(prediction.id)
+        if start_by is None or prediction.status is not PredictionStatus.QUEUED:
+            return None
+        return max(0.0, (start_by - self.services.clock()).total_seconds())
 
     async def _status(self, ask: Ask, short: str, prediction: Prediction) -> dict[str, JSON]:
         position = 0
