@@ -36,11 +36,11 @@ class Config:
     average: float
     prompt_dropout: float
     early_share: float
-    own_share: float
     weight_decay: float
     double_blocks: int = 2
     single_blocks: int = 6
     heads: int = 6
+    own_share: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

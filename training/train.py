@@ -64,6 +64,15 @@ def one_answer(example: Example) -> bool:
     return example.kind not in ("text", "replace") and (example.kind, example.color) != REDRAWN
 
 
+def lesson(start: Tensor, target: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """`start` under noise, and the velocity that leads from there to `target` at level 0.
+
+    Where `start` is the target this is flow matching's noise - target.
+    """
+    noisy = (1 - level) * start + level * noise
+    return noisy, noise - target + (1 - level) / level * (start - target)
+
+
 def draw_group(scenes: Scenes, group: configs.Group, scale: float) -> tuple[Batch, Size]:
     """The samples of one group for one step."""
     count = max(1, round(group.count * scale))
@@ -186,8 +195,7 @@ class Trainer:
                 first = torch.ones(len(rows), device=self.device)
                 guess = self.model.velocity(noise[rows], first, said, size, reference[rows])
                 start[rows] = noise[rows] - guess.float()
-        noisy = (1 - at) * start + at * noise
-        wanted = noise - target + (1 - at) / at * (start - target)
+        noisy, wanted = lesson(start, target, at, noise)
         got = self.model.velocity(noisy, at[:, 0, 0], text, size, reference)
         return ((got.float() - wanted).pow(2) * weight).mean()
 

@@ -11,6 +11,8 @@ from training.effects import EFFECTS, MOVES
 from training.export import preview_factors
 from training.model import TOKEN, pack, positions, sigmas, unpack, widened
 from training.optimizer import Optimizer, orthogonalize
+from training.scenes import Example
+from training.train import lesson, one_answer
 from training.vae import (
     LATENTS,
     decode_linear,
@@ -158,6 +160,23 @@ def test_the_exact_edit_passes_its_measure_and_no_edit_fails(
     source, target = pictures[0], EFFECTS[kind](pictures)[0]
     assert measures.effect_is_right(kind, target, target, source, 40.0)
     assert not measures.effect_is_right(kind, source, target, source, 40.0)
+
+
+def test_a_lesson_leads_to_the_target_from_wherever_it_starts() -> None:
+    start, target, noise = torch.randn(3, 4, 16, TOKEN)
+    level = torch.tensor([0.1, 0.4, 0.8, 1.0])[:, None, None]
+    noisy, velocity = lesson(start, target, level, noise)
+    assert torch.allclose(noisy - level * velocity, target, atol=1e-4)
+    assert torch.allclose(lesson(target, target, level, noise)[1], noise - target)
+
+
+def test_edits_with_one_answer_are_those_whose_source_says_it() -> None:
+    assert one_answer(Example("poster"))
+    assert one_answer(Example("recolor", color="red"))
+    assert one_answer(Example("style", style="flat", color="3d"))
+    assert not one_answer(Example("style", style="flat", color="line"))
+    assert not one_answer(Example("replace"))
+    assert not one_answer(Example("text"))
 
 
 def test_objects_have_articles_unless_plural() -> None:
