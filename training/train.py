@@ -41,7 +41,7 @@ SAVE_EVERY_S: Final = 240.0
 CHECK_EVERY_S: Final = 1500.0
 CHECK_COUNT: Final = 40
 CANVAS: Final[Size] = (128, 128)
-# Below this noise level no sampler of a few steps asks anything; a guess there would weigh much.
+# Below this noise level no sampler of a few steps asks anything.
 OWN_LEVEL_MIN: Final = 0.1
 REDRAWN: Final = ("style", "line")
 
@@ -163,12 +163,17 @@ class Trainer:
 
     # --- one step -----------------------------------------------------------------------------
 
-    def levels(self, count: int) -> Tensor:
-        """Noise levels: logit-normal, with a share drawn from 0.75 to 1, where words decide."""
+    def levels(self, count: int, own: Sequence[int] = ()) -> Tensor:
+        """Noise levels: logit-normal, with a share drawn from 0.75 to 1, where words decide.
+
+        Those of the samples at `own` are even over all that a sampler asks.
+        """
         uniform = torch.rand(2, count, generator=self.noise, device=self.device)
         normal = torch.randn(count, generator=self.noise, device=self.device)
         early = uniform[0] < self.config.early_share
-        return torch.where(early, 0.75 + 0.25 * uniform[1], torch.sigmoid(normal))
+        drawn = torch.where(early, 0.75 + 0.25 * uniform[1], torch.sigmoid(normal))
+        drawn[list(own)] = OWN_LEVEL_MIN + (1 - OWN_LEVEL_MIN) * uniform[0][list(own)]
+        return drawn
 
     def loss(
         self, batch: Batch, size: Size, level: Tensor, noise: Tensor, own: Sequence[int] = ()
@@ -177,19 +182,19 @@ class Trainer:
 
         The samples at `own` hold, under the noise, what the model itself makes of pure noise, not
         the exact picture: so it learns to mend its first guess, which is all its sampler has. A
-        guess does not get better as the noise falls; its error weighs as it does at level 1.
+        guess gets no better as the noise falls, while the velocity that mends it grows by the
+        level's inverse: weighing its square by the level keeps every level's part in sight.
         """
         target = pack(encode(batch.target * 2 - 1, self.matrix))
         source = batch.source
         reference = None if source is None else pack(encode(source * 2 - 1, self.matrix))
         text = self.model.text(batch.prompts)
-        at, weight = level[:, None, None].clone(), torch.ones_like(level)[:, None, None]
+        at, weight = level[:, None, None], torch.ones_like(level)[:, None, None]
         start = target.clone()
         if own:
             assert reference is not None
             rows = list(own)
-            at[rows] = at[rows].clamp_min(OWN_LEVEL_MIN)
-            weight[rows] = at[rows] ** 2
+            weight[rows] = at[rows]
             with torch.no_grad():
                 said = (text[0][rows], text[1][rows])
                 first = torch.ones(len(rows), device=self.device)
@@ -208,7 +213,8 @@ class Trainer:
         noise = torch.randn(len(prompts), tokens, TOKEN, generator=self.noise, device=self.device)
         self.seen += len(prompts) * self.options.workers
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
-            return self.loss(batch, size, self.levels(len(prompts)), noise, self.own(batch))
+            own = self.own(batch)
+            return self.loss(batch, size, self.levels(len(prompts), own), noise, own)
 
     def own(self, batch: Batch) -> list[int]:
         """Which samples start from the model's own guess: a share of those with one answer."""
