@@ -106,6 +106,8 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
             wanted = choose.choice(sorted(STYLED))
             # A line icon leaves too much out to be painted again.
             style = choose.choice(sorted(STYLED - {wanted, "line"}))
+            if scenes.mix.style_redrawn and choose.random() < scenes.mix.style_redrawn:
+                style = "noto"
             example = Example(kind, index, style, wanted, back)
             return example, choose.choice(words.STYLE_PHRASES[wanted]), None, back
     raise ValueError(f"kinds: one of {', '.join(SCENE_KINDS)} or an effect, not {kind}")
