@@ -43,7 +43,6 @@ CHECK_COUNT: Final = 40
 CANVAS: Final[Size] = (128, 128)
 # Below this noise level no sampler of a few steps asks anything.
 OWN_LEVEL_MIN: Final = 0.1
-REDRAWN: Final = ("style", "line")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ class Options:
 
 def one_answer(example: Example) -> bool:
     """Whether the source says all about the target; another thing, or its icon, is drawn anew."""
-    return example.kind not in ("text", "replace") and (example.kind, example.color) != REDRAWN
+    if example.kind == "style":
+        return example.color != "line" and example.style != "noto"
+    return example.kind not in ("text", "replace")
 
 
 def lesson(start: Tensor, target: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

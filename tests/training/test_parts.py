@@ -175,6 +175,7 @@ def test_edits_with_one_answer_are_those_whose_source_says_it() -> None:
     assert one_answer(Example("recolor", color="red"))
     assert one_answer(Example("style", style="flat", color="3d"))
     assert not one_answer(Example("style", style="flat", color="line"))
+    assert not one_answer(Example("style", style="noto", color="3d"))
     assert not one_answer(Example("replace"))
     assert not one_answer(Example("text"))
 
