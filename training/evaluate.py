@@ -231,6 +231,22 @@ def edits(
     return [batch.source[:4], results[:4], batch.target[:4]]
 
 
+def restyled(painter: Painter, scenes: Scenes, report: Report, count: int) -> list[Tensor]:
+    """Things it knows, drawn as its text pictures are, made 3-D, flat or a line icon."""
+    batch = scenes.edits(["style"] * count * len(words.STYLE_PHRASES), painter.size)
+    assert batch.source is not None
+    results = painter.edit(batch.source, batch.prompts)
+    for style in words.STYLE_PHRASES:
+        rows = [i for i, example in enumerate(batch.examples) if example.color == style]
+        right = sum(replaced(scenes, batch, i, results[i]) for i in rows)
+        result_db, source_db = (
+            mean_psnr(pictures[rows], batch.target[rows]) for pictures in (results, batch.source)
+        )
+        kind = f"a drawing like its own, made {style}"
+        report.add(Mark(kind, len(rows), right / len(rows), result_db, None, source_db))
+    return [batch.source[:4], results[:4], batch.target[:4]]
+
+
 # --- the whole ------------------------------------------------------------------------------
 
 
@@ -281,6 +297,8 @@ def evaluate(folder: Path, target: Path, bank: Bank, kinds: Sequence[str], count
     rows = [pictures[i : i + 12] for i in range(0, len(pictures), 12)]
     grid([row for row in rows if len(row) == 12], target / "embedded-text.jpg")
     scene_rows = [edits(painter, unseen, report, kind, count, photos=False) for kind in kinds]
+    drawn = Scenes(bank, Mix(mix.kinds, style_redrawn=1.0), seed=33)
+    scene_rows.append(restyled(painter, drawn, report, count))
     photo_rows = [
         edits(painter, unseen, report, kind, count, photos=True)
         for kind in kinds

@@ -146,6 +146,11 @@ class PredictionService:
         for blob in await self._store.delete(prediction_id):
             await self._blobs.delete(blob.key)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the server is going down: whoever waits gets what there is."""
+        return self._bus.is_closed
+
     async def wait(self, prediction_id: str, timeout_s: float) -> Prediction:
         """The prediction once it is finished, or as it is when the time is up."""
         loop = asyncio.get_running_loop()

@@ -206,6 +206,25 @@ async def test_a_time_to_start_is_kept_though_the_row_was_just_moved(
         assert (await made(house, answer)).status == "expired"
 
 
+async def test_a_time_to_start_is_kept_though_the_wait_for_it_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = PredictionService.wait
+
+    async def coarse(service: PredictionService, id_: str, timeout_s: float) -> Prediction:
+        return await wait(service, id_, timeout_s * 0.9)
+
+    monkeypatch.setattr(PredictionService, "wait", coarse)
+    async with (
+        house_on(tmp_path, {"simulator": {"outcome": "hold"}}) as house,
+        client_of(house) as client,
+    ):
+        headers = {"X-Fal-Request-Timeout": "0.1"}
+        answer = await client.post(RUN, json=SMALL, headers=headers)
+        assert answer.status_code == 504
+        assert (await made(house, answer)).status == "expired"
+
+
 @pytest.mark.parametrize("name", ["image_url", "image_urls", "mask_url", "loras"])
 async def test_what_an_app_does_not_take_is_refused_not_dropped(
     client: httpx.AsyncClient, name: str
