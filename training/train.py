@@ -28,9 +28,10 @@ from torch.multiprocessing.spawn import spawn
 from training import config as configs
 from training.data import WORK, load
 from training.effects import EFFECTS, MOVES
+from training.lessons import guess, lesson, levels, own_rows
 from training.model import TOKEN, Model, extend_tokenizer, new_words, pack
 from training.optimizer import Optimizer
-from training.scenes import Batch, Example, Scenes, Size
+from training.scenes import Batch, Scenes, Size
 from training.sheet import draw
 from training.vae import encode, load_vae
 
@@ -41,8 +42,6 @@ SAVE_EVERY_S: Final = 240.0
 CHECK_EVERY_S: Final = 1500.0
 CHECK_COUNT: Final = 40
 CANVAS: Final[Size] = (128, 128)
-# Below this noise level no sampler of a few steps asks anything.
-OWN_LEVEL_MIN: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,6 @@ class Options:
     start: Path
     decay: float | None
     compile: bool
-
-
-def one_answer(example: Example) -> bool:
-    """Whether the source says all about the target; another thing, or its icon, is drawn anew."""
-    if example.kind == "style":
-        return example.color != "line" and example.style != "noto"
-    return example.kind not in ("text", "replace")
-
-
-def lesson(start: Tensor, target: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """`start` under noise, and the velocity that leads from there to `target` at level 0.
-
-    Where `start` is the target this is flow matching's noise - target.
-    """
-    noisy = (1 - level) * start + level * noise
-    return noisy, noise - target + (1 - level) / level * (start - target)
 
 
 def draw_group(scenes: Scenes, group: configs.Group, scale: float) -> tuple[Batch, Size]:
@@ -164,25 +147,13 @@ class Trainer:
 
     # --- one step -----------------------------------------------------------------------------
 
-    def levels(self, count: int, own: Sequence[int] = ()) -> Tensor:
-        """Noise levels: logit-normal, with a share drawn from 0.75 to 1, where words decide.
-
-        Those of the samples at `own` are even over all that a sampler asks.
-        """
-        uniform = torch.rand(2, count, generator=self.noise, device=self.device)
-        normal = torch.randn(count, generator=self.noise, device=self.device)
-        early = uniform[0] < self.config.early_share
-        drawn = torch.where(early, 0.75 + 0.25 * uniform[1], torch.sigmoid(normal))
-        drawn[list(own)] = OWN_LEVEL_MIN + (1 - OWN_LEVEL_MIN) * uniform[0][list(own)]
-        return drawn
-
     def loss(
         self, batch: Batch, size: Size, level: Tensor, noise: Tensor, own: Sequence[int] = ()
     ) -> Tensor:
         """Squared error of the velocity, mean over the batch.
 
         The samples at `own` hold, under the noise, what the model itself makes of pure noise, not
-        the exact picture: so it learns to mend its first guess, which is all its sampler has. A
+        the exact picture: so it learns to mend its own guess, which is all its sampler has. A
         guess gets no better as the noise falls, while the velocity that mends it grows by the
         level's inverse: weighing its square by the level keeps every level's part in sight.
         """
@@ -196,11 +167,11 @@ class Trainer:
             assert reference is not None
             rows = list(own)
             weight[rows] = at[rows]
-            with torch.no_grad():
-                said = (text[0][rows], text[1][rows])
-                first = torch.ones(len(rows), device=self.device)
-                guess = self.model.velocity(noise[rows], first, said, size, reference[rows])
-                start[rows] = noise[rows] - guess.float()
+            said = (text[0][rows], text[1][rows])
+            drawn = self.scenes.random
+            start[rows] = guess(
+                self.model, drawn, at[rows], noise[rows], said, size, reference[rows]
+            )
         noisy, wanted = lesson(start, target, at, noise)
         got = self.model.velocity(noisy, at[:, 0, 0], text, size, reference)
         return ((got.float() - wanted).pow(2) * weight).mean()
@@ -214,13 +185,9 @@ class Trainer:
         noise = torch.randn(len(prompts), tokens, TOKEN, generator=self.noise, device=self.device)
         self.seen += len(prompts) * self.options.workers
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
-            own = self.own(batch)
-            return self.loss(batch, size, self.levels(len(prompts), own), noise, own)
-
-    def own(self, batch: Batch) -> list[int]:
-        """Which samples start from the model's own guess: a share of those with one answer."""
-        able = [i for i, example in enumerate(batch.examples) if one_answer(example)]
-        return able[: round(self.config.own_share * len(able))]
+            own = own_rows(batch, self.config.own_share)
+            level = levels(self.noise, len(prompts), self.config.early_share, own)
+            return self.loss(batch, size, level, noise, own)
 
     def share_gradients(self) -> None:
         """Average the gradients of all workers."""

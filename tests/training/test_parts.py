@@ -9,10 +9,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from training import config, measures, words
 from training.effects import EFFECTS, MOVES
 from training.export import preview_factors
+from training.lessons import OWN_LEVEL_MIN, lesson, levels, one_answer, own_rows
 from training.model import TOKEN, pack, positions, sigmas, unpack, widened
 from training.optimizer import Optimizer, orthogonalize
-from training.scenes import Example
-from training.train import lesson, one_answer
+from training.scenes import Batch, Example
 from training.vae import (
     LATENTS,
     decode_linear,
@@ -178,6 +178,24 @@ def test_edits_with_one_answer_are_those_whose_source_says_it() -> None:
     assert not one_answer(Example("style", style="noto", color="3d"))
     assert not one_answer(Example("replace"))
     assert not one_answer(Example("text"))
+
+
+def test_only_a_share_of_the_edits_with_one_answer_start_from_a_guess() -> None:
+    kinds = ["replace", "poster", "gray", "replace", "blur", "invert"]
+    batch = Batch([""] * 6, [Example(kind) for kind in kinds], torch.zeros(6, 3, 16, 16))
+    assert own_rows(batch, 0.5) == [1, 2]
+    assert own_rows(batch, 0.0) == []
+
+
+def test_guesses_are_mended_at_every_level_a_sampler_asks() -> None:
+    rows = list(range(0, 2000, 2))
+    drawn = levels(torch.Generator().manual_seed(3), 2000, 0.4, rows)
+    assert float(drawn.min()) > 0
+    assert float(drawn.max()) <= 1
+    own = drawn[rows]
+    assert float(own.min()) >= OWN_LEVEL_MIN
+    thirds = torch.histc(own, 3, OWN_LEVEL_MIN, 1.0) / len(rows)
+    assert float((thirds - 1 / 3).abs().max()) < 0.05
 
 
 def test_objects_have_articles_unless_plural() -> None:
