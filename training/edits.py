@@ -7,9 +7,9 @@ from torch import Tensor
 
 from training import words
 from training.scenes import Batch, Example, Scenes, Size
+from training.styles import DRAWN_FROM, STYLES
 
 SCENE_KINDS = ("recolor", "background", "cutout", "replace", "add", "style")
-STYLED = frozenset(words.STYLE_PHRASES)  # drawn by one hand, so one can become the other
 
 
 def compose(scenes: Scenes, kinds: Sequence[str], size: Size) -> Batch:
@@ -30,26 +30,26 @@ def compose(scenes: Scenes, kinds: Sequence[str], size: Size) -> Batch:
     for i, example in enumerate(examples):
         if example.kind == "recolor":
             after_tints[i] = example.color
-    swap = [i for i, e in enumerate(examples) if e.kind in ("replace", "style")]
+    swap = [i for i, e in enumerate(examples) if e.kind == "replace"]
     if swap:
-        new = [after_row(scenes, examples[i]) for i in swap]
+        new = [things[examples[i].other or 0].rows["noto"] for i in swap]
         after_layer[swap] = scenes.layers(new, place[swap], size)
         for i in swap:
-            after_tints[i] = None if examples[i].kind == "replace" else tints[i]
+            after_tints[i] = None
     after_back = behind.clone()
     for i, example in enumerate(examples):
         if example.kind in ("background", "cutout"):
             after_back[i] = scenes.flat([example.background or "white"])[0]
-    target = scenes.tinted(after_layer, after_tints) + (1 - after_layer[:, 3:4]) * after_back
+    drawn, alpha = scenes.tinted(after_layer, after_tints), after_layer[:, 3:4].clone()
+    for style, restyle in STYLES.items():
+        rows = [i for i, e in enumerate(examples) if e.kind == "style" and e.color == style]
+        if rows:
+            drawn[rows], alpha[rows] = restyle(drawn[rows], alpha[rows])
+    target = drawn + (1 - alpha) * after_back
     added = [i for i, e in enumerate(examples) if e.kind == "add"]
     if added:
         target[added] = with_additions(scenes, target[added], [prompts[i] for i in added], size)
     return Batch(prompts, examples, target.clamp(0, 1), source.clamp(0, 1), layer[:, 3:4])
-
-
-def after_row(scenes: Scenes, example: Example) -> int:
-    thing = scenes.things[(example.other if example.kind == "replace" else example.thing) or 0]
-    return thing.rows["noto" if example.kind == "replace" else (example.color or "noto")]
 
 
 def with_additions(scenes: Scenes, image: Tensor, prompts: Sequence[str], size: Size) -> Tensor:
@@ -69,8 +69,6 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
     choose = scenes.random
     named = kind in ("replace", "add") or (kind != "style" and choose.random() < 0.5)
     pool = scenes.sources or (scenes.known if named else scenes.seen)
-    if kind == "style":
-        pool = [i for i in pool if scenes.things[i].rows.keys() >= STYLED]
     index = choose.choice(pool)
     thing = scenes.things[index]
     name = choose.choice(thing.names)
@@ -103,11 +101,8 @@ def plan(scenes: Scenes, kind: str) -> tuple[Example, str, str | None, str | Non
             prompt = choose.choice(words.ADD_PHRASES).format(addition)
             return Example(kind, index, style, tint, back), prompt, tint, back
         case "style":
-            wanted = choose.choice(sorted(STYLED))
-            # A line icon leaves too much out to be painted again.
-            style = choose.choice(sorted(STYLED - {wanted, "line"}))
-            if scenes.mix.style_redrawn and choose.random() < scenes.mix.style_redrawn:
-                style = "noto"
+            wanted = choose.choice(sorted(STYLES))
+            style = choose.choice([s for s in DRAWN_FROM[wanted] if s in thing.rows])
             example = Example(kind, index, style, wanted, back)
-            return example, choose.choice(words.STYLE_PHRASES[wanted]), None, back
+            return example, choose.choice(words.STYLE_PHRASES[wanted]), tint, back
     raise ValueError(f"kinds: one of {', '.join(SCENE_KINDS)} or an effect, not {kind}")

@@ -33,6 +33,7 @@ from training.measures import (
 from training.painter import Painter
 from training.scenes import Batch, Mix, Scenes, Size
 from training.sheet import grid
+from training.styles import STYLES
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +179,11 @@ def replaced(scenes: Scenes, batch: Batch, at: int, result: Tensor) -> bool:
     assert batch.source is not None
     size = (result.shape[1], result.shape[2])
     example = batch.examples[at]
-    style = (example.color or "noto") if example.kind == "style" else "noto"
-    able = [i for i in scenes.known if style in scenes.things[i].rows]
-    layers = gallery(scenes, scenes.random.sample(able, 20), size, None, style)
-    back = scenes.flat([example.background or "white"])
-    others = layers[:, :3] + (1 - layers[:, 3:4]) * back
+    layers = gallery(scenes, scenes.random.sample(scenes.known, 20), size, None)
+    drawn, alpha = layers[:, :3], layers[:, 3:4]
+    if example.kind == "style" and example.color:
+        drawn, alpha = STYLES[example.color](drawn, alpha)
+    others = drawn + (1 - alpha) * scenes.flat([example.background or "white"])
     rivals = torch.cat([others, batch.source[at : at + 1]])
     mark = (thumbnail(batch.target[at]) - thumbnail(result)).pow(2).mean()
     return bool((thumbnail(rivals) - thumbnail(result)).pow(2).mean(-1).min() > mark)
@@ -228,22 +229,6 @@ def edits(
             mean_psnr(batch.source, batch.target),
         )
     )
-    return [batch.source[:4], results[:4], batch.target[:4]]
-
-
-def restyled(painter: Painter, scenes: Scenes, report: Report, count: int) -> list[Tensor]:
-    """Things it knows, drawn as its text pictures are, made 3-D, flat or a line icon."""
-    batch = scenes.edits(["style"] * count * len(words.STYLE_PHRASES), painter.size)
-    assert batch.source is not None
-    results = painter.edit(batch.source, batch.prompts)
-    for style in words.STYLE_PHRASES:
-        rows = [i for i, example in enumerate(batch.examples) if example.color == style]
-        right = sum(replaced(scenes, batch, i, results[i]) for i in rows)
-        result_db, source_db = (
-            mean_psnr(pictures[rows], batch.target[rows]) for pictures in (results, batch.source)
-        )
-        kind = f"a drawing like its own, made {style}"
-        report.add(Mark(kind, len(rows), right / len(rows), result_db, None, source_db))
     return [batch.source[:4], results[:4], batch.target[:4]]
 
 
@@ -297,8 +282,6 @@ def evaluate(folder: Path, target: Path, bank: Bank, kinds: Sequence[str], count
     rows = [pictures[i : i + 12] for i in range(0, len(pictures), 12)]
     grid([row for row in rows if len(row) == 12], target / "embedded-text.jpg")
     scene_rows = [edits(painter, unseen, report, kind, count, photos=False) for kind in kinds]
-    drawn = Scenes(bank, Mix(mix.kinds, style_redrawn=1.0), seed=33)
-    scene_rows.append(restyled(painter, drawn, report, count))
     photo_rows = [
         edits(painter, unseen, report, kind, count, photos=True)
         for kind in kinds

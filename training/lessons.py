@@ -15,9 +15,7 @@ OWN_LEVEL_MIN: Final = 0.1
 
 
 def one_answer(example: Example) -> bool:
-    """Whether the source says all about the target; another thing, or its icon, is drawn anew."""
-    if example.kind == "style":
-        return example.color != "line" and example.style != "noto"
+    """Whether the source says all about the target; another thing is drawn anew."""
     return example.kind not in ("text", "replace")
 
 

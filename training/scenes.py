@@ -51,8 +51,7 @@ class Mix:
 
     Of the text pictures, `text_extra` show any object seen, named by Unicode; of the rest,
     `text_core` show the core, every third of the first known objects, so that a short run draws
-    some things well; of the rest, `text_weak` show known objects outside the core. Of the changes
-    of style, `style_redrawn` start from the hand of the text pictures, not from that of the styles.
+    some things well; of the rest, `text_weak` show known objects outside the core.
     """
 
     kinds: Mapping[str, float]
@@ -61,7 +60,6 @@ class Mix:
     text_core: float = 0.0
     text_weak: float = 0.0
     photo_share: float = 0.4
-    style_redrawn: float = 0.0
 
 
 class Scenes:

@@ -13,6 +13,7 @@ from training.lessons import OWN_LEVEL_MIN, lesson, levels, one_answer, own_rows
 from training.model import TOKEN, pack, positions, sigmas, unpack, widened
 from training.optimizer import Optimizer, orthogonalize
 from training.scenes import Batch, Example
+from training.styles import DRAWN_FROM, STYLES
 from training.vae import (
     LATENTS,
     decode_linear,
@@ -149,6 +150,62 @@ def test_a_local_effect_of_a_crop_is_the_crop_of_the_effect(
     assert torch.allclose(whole, part, atol=1e-5)
 
 
+@pytest.fixture
+def layer() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two discs with a shaded two-coloured body: premultiplied (2, 3, 128, 128), alpha."""
+    y, x = torch.meshgrid(torch.arange(128) - 63.5, torch.arange(128) - 63.5, indexing="ij")
+    alpha = torch.sigmoid(4 * (40 - (x**2 + y**2).sqrt())).expand(2, 1, 128, 128)
+    shade = (0.7 - y / 200).expand(3, 128, 128)
+    body = shade * torch.where(x > 0, 1.0, 0.5) * torch.tensor([1.0, 0.6, 0.3])[:, None, None]
+    return body.clamp(0, 1) * alpha, alpha
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_a_restyled_thing_is_a_layer_that_covers_what_it_did(
+    style: str, layer: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    colors, alpha = STYLES[style](*layer)
+    assert colors.shape == layer[0].shape
+    assert alpha.shape == layer[1].shape
+    assert float(colors.min()) >= 0
+    assert bool((colors <= alpha + 1e-5).all())
+    assert bool((alpha >= layer[1] - 1e-5).all())
+    assert float((colors - layer[0]).abs().mean()) > 0.005
+
+
+def test_a_line_icon_is_black_at_its_edges_and_white_inside(
+    layer: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    colors, _ = STYLES["line"](*layer)
+    assert colors[0, :, 64, 40].min() > 0.95  # inside
+    assert colors[0, :, 64, 22:26].amax(0).min() < 0.2  # its outline
+    assert colors[0, :, 64, 64].max() < 0.5  # between its colours
+
+
+def test_a_flat_thing_has_few_colours_and_a_solid_one_is_lit_from_the_upper_left(
+    layer: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    flat, _ = STYLES["flat"](*layer)
+    spread = [picture[0, :, 44:84, 70:84].flatten(1).std(1).mean() for picture in (layer[0], flat)]
+    assert spread[1] < spread[0]
+    solid, alpha = STYLES["3d"](torch.full_like(layer[0], 0.5) * layer[1], layer[1])
+    assert torch.equal(alpha, layer[1])
+    assert solid[0, 0, 40, 40] > 0.6 > 0.4 > solid[0, 0, 88, 88]
+
+
+def test_a_thing_of_one_pixel_can_be_restyled() -> None:
+    alpha = torch.zeros(1, 1, 128, 128)
+    alpha[0, 0, 5, 5] = 1.0
+    for restyle in STYLES.values():
+        colors, _ = restyle(alpha.expand(1, 3, 128, 128) * 0.5, alpha)
+        assert bool(colors.isfinite().all())
+
+
+def test_every_style_has_phrases_and_drawings_to_start_from() -> None:
+    assert set(words.STYLE_PHRASES) == set(STYLES) == set(DRAWN_FROM)
+    assert all("noto" in drawn for drawn in DRAWN_FROM.values())  # every thing has that one
+
+
 def test_every_effect_has_phrases() -> None:
     assert set(words.EFFECT_PHRASES) == set(EFFECTS)
 
@@ -173,9 +230,7 @@ def test_a_lesson_leads_to_the_target_from_wherever_it_starts() -> None:
 def test_edits_with_one_answer_are_those_whose_source_says_it() -> None:
     assert one_answer(Example("poster"))
     assert one_answer(Example("recolor", color="red"))
-    assert one_answer(Example("style", style="flat", color="3d"))
-    assert not one_answer(Example("style", style="flat", color="line"))
-    assert not one_answer(Example("style", style="noto", color="3d"))
+    assert one_answer(Example("style", color="3d"))
     assert not one_answer(Example("replace"))
     assert not one_answer(Example("text"))
 

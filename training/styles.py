@@ -1,0 +1,99 @@
+"""A drawn thing in another style, as exact functions of how it is drawn now.
+
+Every function takes and gives a layer: colours (B, 3, H, W), premultiplied by alpha (B, 1, H, W),
+in 0 to 1. Lengths are in pixels of a 128 px picture.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+import torch.nn.functional as nn
+from torch import Tensor
+
+from training.effects import gaussian, luminance
+
+INK: Final = (0.1, 0.1, 0.11)
+RELIEF_SIGMA: Final = 7.0
+RELIEF_GAIN: Final = 7.0
+FLAT_COLORS: Final = 3
+FLAT_VIVID: Final = 1.6
+FLAT_GAMMA: Final = 0.8
+FLAT_ROUNDS: Final = 8
+
+
+def opaque(colors: Tensor, alpha: Tensor) -> Tensor:
+    """Colours as they are where the thing is, not premultiplied."""
+    return (colors / alpha.clamp_min(1e-3)).clamp(0, 1)
+
+
+def grown(alpha: Tensor, pixels: int) -> Tensor:
+    """Alpha with an edge so many pixels further out; negative: further in."""
+    side = 2 * abs(pixels) + 1
+    sign = 1 if pixels > 0 else -1
+    return sign * nn.max_pool2d(sign * alpha, side, 1, abs(pixels))
+
+
+def line(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Black outlines, outside and between its colours, white inside."""
+    seen = gaussian(colors + (1 - alpha) * 0.5, 0.9)
+    down = (seen[..., 1:, :] - seen[..., :-1, :]).abs().sum(1, keepdim=True)
+    right = (seen[..., 1:] - seen[..., :-1]).abs().sum(1, keepdim=True)
+    steps = nn.pad(down, (0, 0, 1, 0)) + nn.pad(right, (1, 0, 0, 0))
+    inner = (steps * 5 - 0.7).clamp(0, 1) * alpha
+    whole = grown(alpha, 2)
+    ink = torch.maximum(whole - grown(alpha, -1), inner).clamp(0, 1)
+    black = torch.tensor(INK, device=colors.device)[:, None, None]
+    return (1 - ink + black * ink) * whole, whole
+
+
+def solid(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounded, lit from the upper left, with a gleam: light is the softened outline's slope."""
+    height = gaussian(alpha, RELIEF_SIGMA)
+    down = nn.pad(height[..., 2:, :] - height[..., :-2, :], (0, 0, 1, 1)) / 2
+    right = nn.pad(height[..., 2:] - height[..., :-2], (1, 1, 0, 0)) / 2
+    light = (down + right) * RELIEF_GAIN
+    lit = opaque(colors, alpha) * (1 + light.clamp(-0.55, 0.4))
+    gleam = (light - 0.2).clamp(0, 0.5)
+    return (lit + (1 - lit) * gleam).clamp(0, 1) * alpha, alpha
+
+
+def flat(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """No shading: three colours of its own, made lighter and more vivid.
+
+    They are found by k-means from the thirds of its luminance.
+    """
+    seen = opaque(gaussian(colors, 0.8), gaussian(alpha, 0.8))
+    result = torch.empty_like(seen)
+    for i in range(len(seen)):
+        pixels = seen[i].flatten(1).T
+        inside = alpha[i].flatten() > 0.5
+        if int(inside.sum()) < FLAT_COLORS:
+            result[i] = seen[i]
+            continue
+        own = pixels[inside]
+        order = luminance(own.T[None, :, None, :]).flatten().argsort()
+        at = (torch.arange(FLAT_COLORS) + 0.5) / FLAT_COLORS * len(own)
+        palette = own[order[at.long().to(order.device)]]
+        for _ in range(FLAT_ROUNDS):
+            nearest = torch.cdist(own, palette).argmin(1)
+            share = nn.one_hot(nearest, FLAT_COLORS).to(own)
+            count = share.sum(0)[:, None]
+            palette = torch.where(count > 0, share.T @ own / count.clamp_min(1), palette)
+        gray = luminance(palette.T[None, :, None, :])[0, 0].T
+        palette = (gray + (palette - gray) * FLAT_VIVID).clamp(0, 1) ** FLAT_GAMMA
+        result[i] = palette[torch.cdist(pixels, palette).argmin(1)].T.view_as(result[i])
+    return gaussian(result, 0.6).clamp(0, 1) * alpha, alpha
+
+
+STYLES: Final[Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]] = {
+    "3d": solid,
+    "flat": flat,
+    "line": line,
+}
+# Whose drawings change by it: what is lit already gets no light, what is flat is not made so.
+DRAWN_FROM: Final[Mapping[str, tuple[str, ...]]] = {
+    "3d": ("noto", "flat"),
+    "flat": ("noto", "3d"),
+    "line": ("noto", "3d", "flat"),
+}
