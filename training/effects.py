@@ -40,7 +40,7 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
 
 
 def differences(g: Tensor) -> Tensor:
-    """Sum of the absolute steps down and right of a (B, 1, H, W) picture; zero on the far edges."""
+    """Sum of the absolute steps down and right, for each channel; zero on the near edges."""
     down = nn.pad((g[..., 1:, :] - g[..., :-1, :]).abs(), (0, 0, 1, 0))
     right = nn.pad((g[..., :, 1:] - g[..., :, :-1]).abs(), (1, 0, 0, 0))
     return down + right

@@ -158,10 +158,8 @@ def scene_is_right(scenes: Scenes, batch: Batch, at: int, result: Tensor) -> boo
     inside, outside = (alpha > 0.9).float(), (alpha < 0.05).float()
     match example.kind:
         case "recolor":
-            references = scenes.colors.cpu()
-            wanted = nearest_color(region_color(target, inside), references)
-            got = nearest_color(region_color(result, inside), references)
-            return got == wanted and psnr(result, target, outside) >= KEPT_DB
+            got = nearest_color(region_color(result, inside), scenes.colors.cpu())
+            return got == example.color and psnr(result, target, outside) >= KEPT_DB
         case "background" | "cutout":
             got = nearest_color(region_color(result, outside), scenes.colors.cpu())
             return got == example.background and psnr(result, target, inside) >= KEPT_DB

@@ -15,6 +15,7 @@ from torch import Tensor
 from training import words
 from training.data import PHOTO_SIZE, Bank, Thing
 from training.effects import EFFECTS
+from training.styles import tint
 
 Size = tuple[int, int]
 PHOTO_LEVELS: Final = 3
@@ -132,16 +133,11 @@ class Scenes:
         return result
 
     def tinted(self, layers: Tensor, tints: Sequence[str | None]) -> Tensor:
-        """Recolour (B, 5, H, W) layers, keeping their shading: premultiplied (B, 3, H, W)."""
-        alpha = layers[:, 3:4]
-        shade = layers[:, 4:5] / alpha.clamp_min(1e-3)
-        color = self.flat([tint or "white" for tint in tints])
-        out = color * (0.45 + 0.6 * shade)
-        out = torch.where(shade > 0.85, out + (1 - out) * 0.35 * (shade - 0.85) / 0.15, out)
-        out = torch.where(color.amax(1, True) < 0.2, color + 0.22 * shade, out)
-        out = torch.where(color.amin(1, True) > 0.9, 0.68 + 0.30 * shade, out).clamp(0, 1) * alpha
-        keep = torch.tensor([tint is None for tint in tints], device=self.device)
-        return torch.where(keep[:, None, None, None], layers[:, :3], out)
+        """(B, 5, H, W) layers in their named colours or as drawn: premultiplied (B, 3, H, W)."""
+        colors = self.flat([name or "white" for name in tints])
+        keep = torch.tensor([name is None for name in tints], device=self.device)
+        drawn = tint(layers[:, 4:5], layers[:, 3:4], colors)
+        return torch.where(keep[:, None, None, None], layers[:, :3], drawn)
 
     def layers(self, rows: Sequence[int], place: Tensor, size: Size) -> Tensor:
         """Object pictures on a canvas, (B, 5, H, W).

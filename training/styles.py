@@ -1,6 +1,6 @@
-"""A drawn thing in another style, as exact functions of how it is drawn now.
+"""A drawn thing in another style or colour, as exact functions of how it is drawn now.
 
-Every function takes and gives a layer: colours (B, 3, H, W), premultiplied by alpha (B, 1, H, W),
+Every style takes and gives a layer: colours (B, 3, H, W), premultiplied by alpha (B, 1, H, W),
 in 0 to 1. Lengths are in pixels of a 128 px picture.
 """
 
@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as nn
 from torch import Tensor
 
-from training.effects import gaussian, luminance
+from training import words
+from training.effects import differences, gaussian, luminance
 
-INK: Final = (0.1, 0.1, 0.11)
-RELIEF_SIGMA: Final = 7.0
-RELIEF_GAIN: Final = 7.0
+RELIEF_SIGMA: Final = 4.0
+RELIEF_GAIN: Final = 5.0
+SHADOW: Final = 0.5
+SHADOW_OFFSET: Final = 6
+SHADOW_SIGMA: Final = 2.5
 FLAT_COLORS: Final = 3
-FLAT_VIVID: Final = 1.6
-FLAT_GAMMA: Final = 0.8
+FLAT_VIVID: Final = 1.8
+FLAT_GAMMA: Final = 0.7
 FLAT_ROUNDS: Final = 8
 
 
@@ -34,28 +37,46 @@ def grown(alpha: Tensor, pixels: int) -> Tensor:
     return sign * nn.max_pool2d(sign * alpha, side, 1, abs(pixels))
 
 
+def tint(shade: Tensor, alpha: Tensor, color: Tensor) -> Tensor:
+    """A thing in one colour (B, 3, 1, 1), keeping its shading: premultiplied (B, 3, H, W).
+
+    shade: (B, 1, H, W), its luminance times alpha. The mean of the result is about the colour,
+    however light or dark the thing was drawn: "make it orange" gives no brown.
+    """
+    mean = shade.sum((2, 3), True) / alpha.sum((2, 3), True).clamp_min(1e-3)
+    above = shade / alpha.clamp_min(1e-3) - mean
+    tone = 0.96 + 0.6 * above
+    drawn = color * tone.clamp(0, 1) + (1 - color) * 0.7 * (tone - 1).clamp_min(0)
+    drawn = torch.where(color.amax(1, True) < 0.2, color + 0.05 + 0.25 * above, drawn)
+    drawn = torch.where(color.amin(1, True) > 0.9, 0.91 + 0.3 * above, drawn)
+    return drawn.clamp(0, 1) * alpha
+
+
 def line(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Black outlines, outside and between its colours, white inside."""
     seen = gaussian(colors + (1 - alpha) * 0.5, 0.9)
-    down = (seen[..., 1:, :] - seen[..., :-1, :]).abs().sum(1, keepdim=True)
-    right = (seen[..., 1:] - seen[..., :-1]).abs().sum(1, keepdim=True)
-    steps = nn.pad(down, (0, 0, 1, 0)) + nn.pad(right, (1, 0, 0, 0))
-    inner = (steps * 5 - 0.7).clamp(0, 1) * alpha
+    inner = (differences(seen).sum(1, keepdim=True) * 5 - 0.7).clamp(0, 1) * alpha
     whole = grown(alpha, 2)
     ink = torch.maximum(whole - grown(alpha, -1), inner).clamp(0, 1)
-    black = torch.tensor(INK, device=colors.device)[:, None, None]
+    black = torch.tensor(words.COLORS["black"], device=colors.device)[:, None, None] / 255
     return (1 - ink + black * ink) * whole, whole
 
 
 def solid(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounded, lit from the upper left, with a gleam: light is the softened outline's slope."""
+    """Rounded, lit from the upper left, with a gleam, and a shadow cast to the lower right.
+
+    Light is the softened outline's slope.
+    """
     height = gaussian(alpha, RELIEF_SIGMA)
     down = nn.pad(height[..., 2:, :] - height[..., :-2, :], (0, 0, 1, 1)) / 2
     right = nn.pad(height[..., 2:] - height[..., :-2], (1, 1, 0, 0)) / 2
     light = (down + right) * RELIEF_GAIN
-    lit = opaque(colors, alpha) * (1 + light.clamp(-0.55, 0.4))
-    gleam = (light - 0.2).clamp(0, 0.5)
-    return (lit + (1 - lit) * gleam).clamp(0, 1) * alpha, alpha
+    lit = opaque(colors, alpha) * (1 + light.clamp(-0.6, 0.5))
+    gleam = (light - 0.15).clamp(0, 0.6)
+    drawn = (lit + (1 - lit) * gleam).clamp(0, 1) * alpha
+    across = nn.pad(alpha, (SHADOW_OFFSET, 0, SHADOW_OFFSET, 0))
+    shadow = gaussian(across[..., : alpha.shape[-2], : alpha.shape[-1]], SHADOW_SIGMA)
+    return drawn, alpha + (1 - alpha) * SHADOW * shadow
 
 
 def flat(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,9 +101,10 @@ def flat(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
             share = nn.one_hot(nearest, FLAT_COLORS).to(own)
             count = share.sum(0)[:, None]
             palette = torch.where(count > 0, share.T @ own / count.clamp_min(1), palette)
+        nearest = torch.cdist(pixels, palette).argmin(1)
         gray = luminance(palette.T[None, :, None, :])[0, 0].T
-        palette = (gray + (palette - gray) * FLAT_VIVID).clamp(0, 1) ** FLAT_GAMMA
-        result[i] = palette[torch.cdist(pixels, palette).argmin(1)].T.view_as(result[i])
+        vivid = (gray + (palette - gray) * FLAT_VIVID).clamp(0, 1) ** FLAT_GAMMA
+        result[i] = vivid[nearest].T.view_as(result[i])
     return gaussian(result, 0.6).clamp(0, 1) * alpha, alpha
 
 

@@ -7,13 +7,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from training import config, measures, words
-from training.effects import EFFECTS, MOVES
+from training.effects import EFFECTS, MOVES, differences, luminance
 from training.export import preview_factors
 from training.lessons import OWN_LEVEL_MIN, lesson, levels, one_answer, own_rows
 from training.model import TOKEN, pack, positions, sigmas, unpack, widened
 from training.optimizer import Optimizer, orthogonalize
 from training.scenes import Batch, Example
-from training.styles import DRAWN_FROM, STYLES
+from training.styles import DRAWN_FROM, STYLES, tint
 from training.vae import (
     LATENTS,
     decode_linear,
@@ -186,11 +186,26 @@ def test_a_flat_thing_has_few_colours_and_a_solid_one_is_lit_from_the_upper_left
     layer: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     flat, _ = STYLES["flat"](*layer)
-    spread = [picture[0, :, 44:84, 70:84].flatten(1).std(1).mean() for picture in (layer[0], flat)]
-    assert spread[1] < spread[0]
+    inner = [picture[:1, :, 44:84, 44:84] for picture in (layer[0], flat)]
+    even = [float((differences(picture).sum(1) < 1e-3).float().mean()) for picture in inner]
+    assert even[1] > 0.7 > 0.1 > even[0]
     solid, alpha = STYLES["3d"](torch.full_like(layer[0], 0.5) * layer[1], layer[1])
-    assert torch.equal(alpha, layer[1])
     assert solid[0, 0, 40, 40] > 0.6 > 0.4 > solid[0, 0, 88, 88]
+    assert alpha[0, 0, 96, 96] > 0.2 > 0.01 > alpha[0, 0, 31, 31]  # its shadow, on one side
+
+
+@pytest.mark.parametrize("name", words.COLORS)
+@pytest.mark.parametrize("light", [0.15, 0.5, 0.95])
+def test_a_tinted_thing_is_of_that_colour_however_light_it_was_drawn(
+    name: str, light: float, layer: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    colors = torch.tensor(list(words.COLORS.values())) / 255
+    wanted = colors[words.COLOR_NAMES.index(name)][:, None, None].expand(2, 3, 1, 1)
+    shade = luminance(layer[0]) * light
+    drawn = tint(shade, layer[1], wanted)
+    inside = (layer[1][0] > 0.9).float()
+    assert measures.nearest_color(measures.region_color(drawn[0], inside), colors) == name
+    assert drawn[0, :, 64, 90].mean() >= drawn[0, :, 64, 40].mean()  # lighter where it was
 
 
 def test_a_thing_of_one_pixel_can_be_restyled() -> None:
