@@ -69,7 +69,7 @@ async def test_a_message_that_was_put_off_waits(
     put_off = replace(
         claimed, tries=1, next_at=after(99), last_status=503, last_error="busy \x00\ud83d"
     )
-    await deliveries.settle(put_off)
+    assert await deliveries.settle(claimed, put_off)
     assert await deliveries.get(message.id) == put_off
     assert await deliveries.claim_due(after(98), after(200), limit=1) == []
     assert await deliveries.next_due() == after(99)
@@ -80,15 +80,31 @@ async def test_what_is_settled_is_claimed_no_more_until_it_is_revived(
     store: PredictionStore, deliveries: DeliveryStore, state: DeliveryState
 ) -> None:
     (message,) = await plan(store, 0)
-    await deliveries.settle(replace(message, state=state))
+    ended = replace(message, state=state)
+    assert await deliveries.settle(message, ended)
     assert await deliveries.claim_due(after(9), after(30), limit=1) == []
     assert await deliveries.next_due() is None
-    await deliveries.settle(message)
+    assert await deliveries.settle(ended, message)
     assert len(await deliveries.claim_due(after(9), after(30), limit=1)) == 1
 
 
+async def test_a_result_that_comes_after_the_lease_changes_nothing(
+    store: PredictionStore, deliveries: DeliveryStore
+) -> None:
+    (message,) = await plan(store, 0)
+    (slow,) = await deliveries.claim_due(after(1), after(30), limit=1)
+    (quick,) = await deliveries.claim_due(after(30), after(60), limit=1)
+    failed = replace(slow, tries=1, next_at=after(31), last_status=503)
+    assert not await deliveries.settle(slow, failed)
+    sent = replace(quick, tries=1, state=DeliveryState.SENT, last_status=200)
+    assert await deliveries.settle(quick, sent)
+    assert not await deliveries.settle(slow, failed)
+    assert await deliveries.get(message.id) == sent
+
+
 async def test_settling_what_is_gone_is_no_error(deliveries: DeliveryStore) -> None:
-    await deliveries.settle(delivery(prediction()))
+    gone = delivery(prediction())
+    assert not await deliveries.settle(gone, gone)
     with pytest.raises(NotFound):
         await deliveries.get(new_id())
 
@@ -98,7 +114,7 @@ async def test_lists_are_newest_first_and_can_be_narrowed(
 ) -> None:
     old, new = await plan(store, 0, 0)
     (other,) = await plan(store, 0)
-    await deliveries.settle(replace(new, state=DeliveryState.DEAD))
+    await deliveries.settle(new, replace(new, state=DeliveryState.DEAD))
     of_one = await deliveries.page(prediction_id=old.prediction_id)
     assert [one.id for one in of_one] == [new.id, old.id]
     assert [one.id for one in await deliveries.page(state=DeliveryState.DEAD)] == [new.id]

@@ -142,9 +142,10 @@ async def test_stripping_drops_pictures_and_words_of_old_finished_predictions(
     await succeed(store, 10, "outputs/a")
     young = await add(store)
     await succeed(store, 20, "outputs/b")
-    queued = await add(store)
+    queued, whole = await add(store), await store.get(old.id)
     assert keys_of(await store.strip(after(20))) == ["inputs/a", "outputs/a"]
     stripped = await store.get(old.id)
+    assert stripped == whole.strip()
     assert stripped.data_removed
     assert (stripped.outputs, stripped.logs) == ((), "")
     assert (stripped.request.prompt, stripped.request.images) == ("", ())

@@ -33,12 +33,14 @@ class Outbox(SqlDeliveryStore):
         self.settled: dict[str, Delivery] = {}
         self.tries: list[str] = []
 
-    async def settle(self, delivery: Delivery) -> None:
-        await super().settle(delivery)
-        before = self.settled.get(delivery.id)
-        if before is None or before.tries != delivery.tries:
-            self.tries.append(delivery.id)
-        self.settled[delivery.id] = delivery
+    async def settle(self, held: Delivery, after: Delivery) -> bool:
+        is_kept = await super().settle(held, after)
+        if is_kept:
+            before = self.settled.get(after.id)
+            if before is None or before.tries != after.tries:
+                self.tries.append(after.id)
+            self.settled[after.id] = after
+        return is_kept
 
 
 class Post:

@@ -350,10 +350,10 @@ async def test_a_result_that_cannot_be_kept_is_tried_again_after_the_lease(
     settle = post.outbox.settle
     failures = [OSError("disk")]
 
-    async def shaky(delivery: Delivery) -> None:
+    async def shaky(held: Delivery, after: Delivery) -> bool:
         if failures:
             raise failures.pop()
-        await settle(delivery)
+        return await settle(held, after)
 
     post.outbox.settle = shaky  # type: ignore[method-assign]
     async with receiving() as receiver:

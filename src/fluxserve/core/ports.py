@@ -237,8 +237,12 @@ class DeliveryStore(Protocol):
         """Pending deliveries whose time has come; their next_at moves to `lease_until`."""
         ...
 
-    async def settle(self, delivery: Delivery) -> None:
-        """Save the result of a try: sent, put off, or given up."""
+    async def settle(self, held: Delivery, after: Delivery) -> bool:
+        """Save the result of a try: sent, put off, or given up.
+
+        `held`: as it was claimed. False, and nothing is saved, when it is no longer so: another
+        took it up after its lease, or it is gone.
+        """
         ...
 
     async def get(self, delivery_id: str) -> Delivery: ...  # NotFound

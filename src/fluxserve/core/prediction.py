@@ -22,6 +22,7 @@ class PredictionStatus(StrEnum):
         return not NEXT[self]
 
 
+SHOWN_COUNT = "shown_count"  # among the metrics of a prediction whose data is removed
 S = PredictionStatus
 NEXT: Mapping[S, frozenset[S]] = {
     S.QUEUED: frozenset({S.RUNNING, S.FAILED, S.CANCELED, S.EXPIRED}),
@@ -70,6 +71,23 @@ class Prediction:
     def is_terminal(self) -> bool:
         return self.status.is_terminal
 
+    @property
+    def shown(self) -> tuple[OutputImage, ...]:
+        """The pictures to show; those kept back by the content check are left out."""
+        return tuple(image for image in self.outputs if not image.flagged)
+
+    @property
+    def shown_count(self) -> int:
+        """How many pictures were to be shown, also when they are no longer kept."""
+        count = self.metrics.get(SHOWN_COUNT) if self.data_removed else None
+        return count if isinstance(count, int) else len(self.shown)
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the content check kept every picture back."""
+        had_any = bool(self.outputs) or (self.data_removed and SHOWN_COUNT in self.metrics)
+        return self.status is S.SUCCEEDED and had_any and not self.shown_count
+
     def start(self, at: datetime) -> "Prediction":
         return replace(self._to(S.RUNNING), started_at=at, attempt=self.attempt + 1)
 
@@ -108,6 +126,20 @@ class Prediction:
 
     def expire(self, at: datetime) -> "Prediction":
         return replace(self._to(S.EXPIRED), finished_at=at)
+
+    def strip(self) -> "Prediction":
+        """What stays when pictures and words are no longer kept."""
+        request = replace(self.request, prompt="", negative_prompt="", images=(), mask=None)
+        counted = {SHOWN_COUNT: self.shown_count} if self.outputs else {}
+        return replace(
+            self,
+            request=request,
+            origin=replace(self.origin, said={}),
+            outputs=(),
+            logs="",
+            metrics={**self.metrics, **counted},
+            data_removed=True,
+        )
 
     def _to(self, status: PredictionStatus) -> "Prediction":
         if status not in NEXT[self.status]:

@@ -31,7 +31,12 @@ CLAIM = Statement(
 )
 SETTLE = Statement(
     update(tables.delivery)
-    .where(D.id == bindparam("delivery_id"))
+    .where(
+        D.id == bindparam("delivery_id"),
+        D.state == bindparam("held_state"),
+        D.next_at == bindparam("held_until"),
+        D.tries == bindparam("held_tries"),
+    )
     .values(
         next_at=bindparam("again_at"),
         tries=bindparam("tried"),
@@ -39,6 +44,7 @@ SETTLE = Statement(
         last_status=bindparam("answered"),
         last_error=bindparam("trouble"),
     )
+    .returning(D.id)
 )
 GET = Statement(select(*DELIVERY_COLUMNS).where(D.id == bindparam("delivery_id")))
 NEXT_DUE = Statement(select(func.min(D.next_at)).where(IS_PENDING))
@@ -58,8 +64,8 @@ class SqlDeliveryStore:
             return []
         return await self._database.run(_claim(at, lease_until, limit))
 
-    async def settle(self, delivery: Delivery) -> None:
-        await self._database.run(_settle(delivery))
+    async def settle(self, held: Delivery, after: Delivery) -> bool:
+        return await self._database.run(_settle(held, after))
 
     async def get(self, delivery_id: str) -> Delivery:
         return await self._database.read(_get(delivery_id))
@@ -86,18 +92,21 @@ def _claim(at: datetime, lease_until: datetime, limit: int) -> Transition[Sequen
     return sorted(claimed, key=lambda delivery: (delivery.created_at, delivery.id))
 
 
-def _settle(delivery: Delivery) -> Transition[None]:
-    # A row that is gone was deleted with its prediction: nobody wants to know any more.
-    yield SETTLE(
+def _settle(held: Delivery, after: Delivery) -> Transition[bool]:
+    rows = yield SETTLE(
         {
-            "delivery_id": delivery.id,
-            "again_at": codec.to_micros(delivery.next_at),
-            "tried": delivery.tries,
-            "new_state": delivery.state.value,
-            "answered": delivery.last_status,
-            "trouble": codec.encode_words(delivery.last_error),
+            "delivery_id": held.id,
+            "held_state": held.state.value,
+            "held_until": codec.to_micros(held.next_at),
+            "held_tries": held.tries,
+            "again_at": codec.to_micros(after.next_at),
+            "tried": after.tries,
+            "new_state": after.state.value,
+            "answered": after.last_status,
+            "trouble": codec.encode_words(after.last_error),
         }
     )
+    return bool(rows)
 
 
 def _get(delivery_id: str) -> Transition[Delivery]:

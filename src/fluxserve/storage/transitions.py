@@ -154,6 +154,7 @@ STRIP = Statement(
         origin=bindparam("new_origin"),
         outputs=literal_column("'[]'"),
         logs=literal_column("''"),
+        metrics=bindparam("new_metrics"),
         data_removed=literal_column("1"),
     )
 )
@@ -305,12 +306,13 @@ def strip(finished_before: datetime, limit: int) -> Transition[tuple[int, Sequen
     unused: list[BlobRef] = []
     for row in rows:
         prediction = decode_prediction(row)
-        request = replace(prediction.request, prompt="", negative_prompt="", images=(), mask=None)
+        stripped = prediction.strip()
         yield STRIP(
             {
                 "prediction_id": prediction.id,
-                "new_request": codec.encode_request(request),
-                "new_origin": codec.encode_origin(replace(prediction.origin, said={})),
+                "new_request": codec.encode_request(stripped.request),
+                "new_origin": codec.encode_origin(stripped.origin),
+                "new_metrics": codec.encode_map(stripped.metrics),
             }
         )
         unused += yield from drop_uses(prediction.id, _blobs(prediction))

@@ -88,10 +88,11 @@ class Deliverer:
 
     async def redeliver(self, delivery_id: str) -> None:
         """Send a message once more, whatever became of it, under its old id. NotFound."""
-        delivery = await self._store.get(delivery_id)
-        await self._store.settle(
-            replace(delivery, state=DeliveryState.PENDING, tries=0, next_at=self._clock())
-        )
+        is_due = False
+        while not is_due:  # a try may end meanwhile
+            delivery = await self._store.get(delivery_id)
+            again = replace(delivery, state=DeliveryState.PENDING, tries=0, next_at=self._clock())
+            is_due = await self._store.settle(delivery, again)
         self.wake()
 
     def _hear(self, event: Event) -> None:
@@ -163,14 +164,14 @@ class Deliverer:
             prediction = await self._predictions(delivery.prediction_id)
         except NotFound:
             gone = Answer(error="the prediction is gone")
-            await self._store.settle(_ended(delivery, DeliveryState.DEAD, gone))
+            await self._settle(delivery, _ended(delivery, DeliveryState.DEAD, gone))
             return None
         answer = await self._courier.send(prediction, delivery)
         if answer.is_good:
-            await self._store.settle(_ended(delivery, DeliveryState.SENT, answer))
+            await self._settle(delivery, _ended(delivery, DeliveryState.SENT, answer))
             log.info("webhook %s (%s) of %s sent", delivery.id, delivery.kind, prediction.id)
         else:
-            await self._store.settle(self._after_failure(delivery, answer))
+            await self._settle(delivery, self._after_failure(delivery, answer))
         return answer.is_good
 
     def _after_failure(self, delivery: Delivery, answer: Answer) -> Delivery:
@@ -198,7 +199,11 @@ class Deliverer:
     async def _put_off(self, delivery: Delivery, wait_s: float) -> None:
         """Due again later, without a try."""
         next_at = self._clock() + timedelta(seconds=wait_s)
-        await self._store.settle(replace(delivery, next_at=next_at))
+        await self._settle(delivery, replace(delivery, next_at=next_at))
+
+    async def _settle(self, held: Delivery, after: Delivery) -> None:
+        if not await self._store.settle(held, after):
+            log.info("webhook %s: taken up by another, or gone; its result is not kept", held.id)
 
 
 def _ended(delivery: Delivery, state: DeliveryState, answer: Answer) -> Delivery:

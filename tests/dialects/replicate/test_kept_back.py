@@ -4,6 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
 from fluxserve.core.request import BlobRef, ImageRequest, Origin, Task
 from fluxserve.dialects.links import Links, Signer
@@ -62,6 +64,16 @@ def test_the_pictures_that_passed_are_shown_without_the_others() -> None:
     assert shown["output"] == [links[0], links[2]]
     assert isinstance(shown["metrics"], dict)
     assert shown["metrics"]["image_count"] == 2
+
+
+@pytest.mark.parametrize("flags", [(True, True), (False, True), (False, False)])
+def test_what_a_run_came_to_stays_when_its_pictures_go(flags: tuple[bool, ...]) -> None:
+    """A run that failed may not have succeeded later on."""
+    before, after = (render(run, LINKS) for run in (done(*flags), done(*flags).strip()))
+    assert after["data_removed"] is True
+    for name in ("status", "error", "metrics"):
+        assert after[name] == before[name]
+    assert (after["output"], after["input"], after["logs"]) == (None, {}, "")
 
 
 def test_a_stream_of_a_run_without_a_picture_ends_in_an_error() -> None:

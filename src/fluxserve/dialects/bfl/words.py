@@ -45,7 +45,7 @@ def status_of(prediction: Prediction) -> str:
 
 def picture_of(prediction: Prediction) -> OutputImage | None:
     """The one picture that BFL shows; None when there is none to show."""
-    return next((image for image in prediction.outputs if not image.flagged), None)
+    return next(iter(prediction.shown), None)
 
 
 def failure_of(prediction: Prediction) -> Failure:
@@ -145,8 +145,7 @@ def _result(prediction: Prediction, links: Links) -> JSON:
     if image.blob.width and image.blob.height:
         shown |= {"width": image.blob.width, "height": image.blob.height}
     shown["content_type"] = image.blob.mime
-    others = [other for other in prediction.outputs if not other.flagged]
-    if len(others) > 1:  # made in a dialect that has several
+    if len(others := prediction.shown) > 1:  # made in a dialect that has several
         since = prediction.finished_at
         shown["images"] = [
             links.blob(other.blob, f"{prediction.id}_{number}_sample.{extension}", since)

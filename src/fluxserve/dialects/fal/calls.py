@@ -311,7 +311,7 @@ class Calls:
             links = self.services.links(request, self.mount)
             return words.output(prediction, words.links_of(prediction, links))
         urls = []
-        for image in words.shown(prediction):
+        for image in prediction.shown:
             blob = image.blob
             data = await self.services.blobs.get(blob.key)
             picture = EncodedImage(data=data, mime=blob.mime, width=blob.width, height=blob.height)

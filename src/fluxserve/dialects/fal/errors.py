@@ -112,7 +112,7 @@ def failure_of(prediction: Prediction) -> Failure | None:
         case PredictionStatus.SUCCEEDED if prediction.data_removed:
             text = "The output of this request is no longer kept"
             return Failure(code=ErrorCode.NOT_FOUND, message=text)
-        case PredictionStatus.SUCCEEDED if all(image.flagged for image in prediction.outputs):
+        case PredictionStatus.SUCCEEDED if not prediction.shown:
             text = "The content could not be processed: the content check kept every picture back"
             return Failure(code=ErrorCode.OUTPUT_REFUSED, message=text)
         case _:

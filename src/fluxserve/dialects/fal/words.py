@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from fluxserve.core.errors import Failure
 from fluxserve.core.ids import to_uuid
 from fluxserve.core.ports import EncodedImage
-from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.dialects.fal.errors import ERROR_TYPE, error, failure_of
 from fluxserve.dialects.links import Links
@@ -44,11 +44,6 @@ def status(
     return {"status": COMPLETED, **body}
 
 
-def shown(prediction: Prediction) -> list[OutputImage]:
-    """The pictures to show; those kept back by the content check are left out."""
-    return [image for image in prediction.outputs if not image.flagged]
-
-
 def output(prediction: Prediction, urls: Sequence[str]) -> dict[str, JSON]:
     """The bare output of a finished prediction; `urls` are those of the pictures to show."""
     images: list[JSON] = [
@@ -60,7 +55,7 @@ def output(prediction: Prediction, urls: Sequence[str]) -> dict[str, JSON]:
             "file_name": f"{prediction.id}_{number}.{image.blob.mime.rpartition('/')[2]}",
             "file_size": image.blob.size_bytes,
         }
-        for number, (image, url) in enumerate(zip(shown(prediction), urls, strict=True))
+        for number, (image, url) in enumerate(zip(prediction.shown, urls, strict=True))
     ]
     return {
         "images": images,

@@ -24,11 +24,6 @@ USAGE: Mapping[str, JSON] = {  # nothing is counted in tokens here; typed client
 }
 
 
-def shown(prediction: Prediction) -> list[OutputImage]:
-    """The pictures to show; those kept back by the content check are left out."""
-    return [image for image in prediction.outputs if not image.flagged]
-
-
 def images(
     predictions: Sequence[Prediction], entries: Sequence[Mapping[str, JSON]]
 ) -> dict[str, JSON]:

@@ -263,7 +263,7 @@ class Images:
                     if not image.flagged
                 ]
                 continue
-            for image in answers.shown(prediction):
+            for image in prediction.shown:
                 data = await self.services.blobs.get(image.blob.key)
                 text = await asyncio.to_thread(base64.b64encode, data)
                 entries.append(answers.entry(prediction, image, b64_json=text.decode()))
@@ -291,7 +291,7 @@ class Images:
             if failure := failure_of(now):
                 yield answers.broken(failure)
                 return
-            data = await self.services.blobs.get(answers.shown(now)[0].blob.key)
+            data = await self.services.blobs.get(now.shown[0].blob.key)
         except FluxserveError as problem:  # deleted while it was watched
             yield answers.broken(problem.failure())
             return

@@ -26,7 +26,7 @@ from fluxserve.dialects.replicate.hold import Hold, read_cancel_after, read_pref
 from fluxserve.dialects.replicate.own import sized, take_pictures
 from fluxserve.dialects.replicate.paging import neighbours, read_cursor
 from fluxserve.dialects.replicate.params import check_input, in_their_words, to_params
-from fluxserve.dialects.replicate.render import NAME, output, pictures_of, render
+from fluxserve.dialects.replicate.render import NAME, output, render
 from fluxserve.dialects.replicate.shelf import Shelf
 from fluxserve.dialects.wire import Shown, dump, told
 
@@ -194,7 +194,7 @@ def wants_data(delivery: str, base: str, agent: str, prediction: Prediction) -> 
 async def data_uris(services: Services, prediction: Prediction) -> list[str]:
     """The pictures to show inline, in order."""
     found: list[str] = []
-    for image in pictures_of(prediction):
+    for image in prediction.shown:
         data = await services.blobs.get(image.blob.key)
         text = await asyncio.to_thread(base64.b64encode, data)
         found.append(f"data:{image.blob.mime};base64,{text.decode()}")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from fluxserve.core.errors import ErrorCode, Failure
 from fluxserve.core.ids import to_base32
-from fluxserve.core.prediction import OutputImage, Prediction, PredictionStatus
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.dialects.links import Links
 from fluxserve.dialects.replicate.inputs import TABLES
@@ -57,11 +57,6 @@ def status_of(prediction: Prediction) -> str:
     return STATUS[PredictionStatus.FAILED if failure_of(prediction) else prediction.status]
 
 
-def pictures_of(prediction: Prediction) -> list[OutputImage]:
-    """The pictures to show; those kept back by the content check are left out."""
-    return [image for image in prediction.outputs if not image.flagged]
-
-
 def links_of(prediction: Prediction, links: Links) -> list[str]:
     """Links to the pictures to show."""
     every = zip(prediction.outputs, links.outputs(prediction), strict=True)
@@ -73,7 +68,7 @@ def failure_of(prediction: Prediction) -> Failure | None:
     match prediction.status:
         case PredictionStatus.FAILED:
             return prediction.failure or Failure(code=ErrorCode.INTERNAL, message="it failed")
-        case PredictionStatus.SUCCEEDED if prediction.outputs and not pictures_of(prediction):
+        case PredictionStatus.SUCCEEDED if prediction.is_withheld:
             return Failure(code=ErrorCode.OUTPUT_REFUSED, message=WITHHELD)
         case _:
             return None
@@ -120,8 +115,8 @@ def metrics(prediction: Prediction) -> dict[str, JSON]:
     end = prediction.finished_at
     assert end is not None
     found: dict[str, JSON] = {}
-    if shown := pictures_of(prediction):
-        found["image_count"] = len(shown)
+    if count := prediction.shown_count:
+        found["image_count"] = count
     if prediction.started_at is not None:
         computed = prediction.metrics.get("predict_s")
         is_known = isinstance(computed, int | float) and not isinstance(computed, bool)

@@ -133,7 +133,7 @@ def failure_of(prediction: Prediction) -> Failure | None:
             return Failure(code=ErrorCode.TIMED_OUT, message=text)
         case PredictionStatus.SUCCEEDED if prediction.data_removed:
             return Failure(code=ErrorCode.NOT_FOUND, message="The outputs have expired")
-        case PredictionStatus.SUCCEEDED if all(image.flagged for image in prediction.outputs):
+        case PredictionStatus.SUCCEEDED if not prediction.shown:
             text = "The content check kept every picture back"
             return Failure(code=ErrorCode.OUTPUT_REFUSED, message=text)
         case _:
