@@ -48,6 +48,7 @@ from fluxserve.images.masks import repaint_mask
 from fluxserve.ops.limiter import MemoryLimiter
 from fluxserve.ops.metrics import Metrics
 from fluxserve.settings import Settings
+from fluxserve.storage.backlog import Backlog
 from fluxserve.storage.blobs import open_blobs
 from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
@@ -131,11 +132,7 @@ class House:
         self.keeper = self._keeper()
         self.services = self._services()
         self.deliverer, self.updates = self._webhooks()
-        self.metrics = Metrics(
-            self.bus,
-            lambda: {item.engine.name: item.running for item in self.dispatchers},
-            self._channels,
-        )
+        self.metrics = self._metrics()
 
     @classmethod
     async def open(cls, settings: Settings, early: Early | None = None) -> "House":
@@ -288,6 +285,14 @@ class House:
             webhook_jwks=jwks(self.secrets.webhook_key),
             devices=self._devices,
             channels=self._channels,
+        )
+
+    def _metrics(self) -> Metrics:
+        return Metrics(
+            self.bus,
+            lambda: {item.engine.name: item.running for item in self.dispatchers},
+            self._channels,
+            Backlog(self.database).count,
         )
 
     def _webhooks(self) -> tuple[Deliverer, Updates]:

@@ -258,6 +258,14 @@ class DeliveryStore(Protocol):
     async def next_due(self) -> datetime | None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What nobody has taken up yet, on all servers of a database."""
+
+    queued: Mapping[str, int]  # predictions, by engine
+    webhooks: int  # messages to send, now or later
+
+
 class KeyStore(Protocol):
     """API keys, by hash."""
 

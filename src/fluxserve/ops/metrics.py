@@ -1,7 +1,8 @@
 """Prometheus metrics, fed by the event bus."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,8 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fluxserve.core.errors import Unavailable
 from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.ports import Waiting
 from fluxserve.core.request import JSON
+
+log = logging.getLogger(__name__)
 
 BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 STARTS_MAX = 100_000  # runs whose start is remembered until they end; the oldest is forgotten
@@ -70,6 +75,7 @@ class Metrics:
         bus: EventBus,
         running: Callable[[], Mapping[str, int]],
         channels: Callable[[], Sequence[Mapping[str, JSON]]] = tuple,
+        waiting: Callable[[], Awaitable[Waiting]] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._accepted = Counter(
@@ -96,7 +102,16 @@ class Metrics:
         self._running = Gauge(
             "fluxserve_running", "Predictions running", ["engine"], registry=self.registry
         )
+        self._queued = Gauge(
+            "fluxserve_queued", "Predictions queued", ["engine"], registry=self.registry
+        )
+        self._webhooks = Gauge(
+            "fluxserve_webhooks_pending",
+            "Webhook messages not delivered yet, due now or at their next try",
+            registry=self.registry,
+        )
         self.registry.register(Channels(channels))
+        self._waiting = waiting
         self._count_running = running
         self._started_at: OrderedDict[str, datetime] = OrderedDict()
         bus.hook(self.hear)
@@ -122,10 +137,25 @@ class Metrics:
             case _:
                 pass
 
+    async def _count_waiting(self) -> None:
+        """While the database is away the last counts stand: the rest is still worth telling."""
+        if self._waiting is None:
+            return
+        try:
+            waiting = await self._waiting()
+        except Unavailable as error:
+            log.warning("metrics: what waits could not be counted: %s", error.message)
+            return
+        self._queued.clear()
+        for engine in {*self._count_running(), *waiting.queued}:
+            self._queued.labels(engine=engine).set(waiting.queued.get(engine, 0))
+        self._webhooks.set(waiting.webhooks)
+
     def routes(self) -> list[Route]:
         async def metrics(request: Request) -> Response:
             for engine, count in self._count_running().items():
                 self._running.labels(engine=engine).set(count)
+            await self._count_waiting()
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
         return [Route("/metrics", metrics)]
