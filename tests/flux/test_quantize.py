@@ -160,10 +160,10 @@ def test_a_velocity_moves_by_a_few_percent() -> None:
 
 
 def paint(model: Model) -> Tensor:
-    """(3, H, W), -1 .. 1: a prompt in eight steps."""
+    """(3, H, W), -1 .. 1, in eight steps: a thing it knows, for of others rounding makes others."""
     side = model.spec.native_size or 64
     condition = sample.condition(
-        model, prompt="a red circle on blue", width=side, height=side, num_steps=8, guidance=3.0
+        model, prompt="a taxi", width=side, height=side, num_steps=8, guidance=3.0
     )
     made = sample.begin(model, condition, seed=7)
     while not made.is_done:
@@ -180,7 +180,7 @@ def test_the_small_model_paints_nearly_the_same_picture(
     noise = (exact - found).square().mean()
     psnr = 10 * torch.log10((exact.max() - exact.min()) ** 2 / noise)
     assert noise > 0
-    assert psnr > 30  # a narrow model: 33 dB at 128 px, where it has the most to draw
+    assert psnr > 30  # a narrow model: 35 to 39 dB at 128 px
 
 
 def test_a_cpu_has_the_reference_and_other_devices_are_refused() -> None:

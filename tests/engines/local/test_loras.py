@@ -32,17 +32,25 @@ class Site:
     status: str = "200 OK"
     port: int = 0
     asked: list[bytes] = field(default_factory=list)
+    answers: set[asyncio.Task[None] | None] = field(default_factory=set)
 
     def url(self, path: str = "/lora.safetensors") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.answers.add(asyncio.current_task())
         head = await reader.readuntil(b"\r\n\r\n")
         self.asked.append(head.split(b"\r\n")[0])
         length = f"content-length: {len(self.body)}\r\nconnection: close\r\n\r\n"
         writer.write(f"HTTP/1.1 {self.status}\r\n{length}".encode() + self.body)
         await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def closed(self) -> None:
+        """Every answer is out and its connection closed; the loop may end."""
+        await asyncio.gather(*(task for task in self.answers if task), return_exceptions=True)
 
 
 @asynccontextmanager
@@ -52,6 +60,7 @@ async def serving(body: bytes, status: str = "200 OK") -> AsyncIterator[Site]:
     site.port = server.sockets[0].getsockname()[1]
     async with server:
         yield site
+        await site.closed()
 
 
 @asynccontextmanager
@@ -236,6 +245,7 @@ async def test_a_file_that_is_cut_off_or_grows_too_large_leaves_nothing(tmp_path
             while True:
                 writer.write(bytes(1 << 16))
                 await writer.drain()
+        writer.close()
 
     async def stops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -253,12 +263,16 @@ async def test_a_file_that_is_cut_off_or_grows_too_large_leaves_nothing(tmp_path
 
 
 async def test_a_request_that_is_canceled_over_a_fetch_leaves_nothing(tmp_path: Path) -> None:
+    gone = asyncio.Event()
+
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000000\r\n\r\n" + bytes(1_200_000))
         await writer.drain()
-        await reader.read()  # until the other side goes
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the other side goes
         writer.close()
+        gone.set()
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -271,6 +285,8 @@ async def test_a_request_that_is_canceled_over_a_fetch_leaves_nothing(tmp_path: 
         with pytest.raises(asyncio.CancelledError):
             await task
         assert kept(tmp_path, "*") == []
+        async with asyncio.timeout(5):
+            await gone.wait()
 
 
 async def test_what_a_dead_process_left_behind_is_cleared_away(tmp_path: Path) -> None:
