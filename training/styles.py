@@ -14,8 +14,17 @@ from torch import Tensor
 from training import words
 from training.effects import differences, gaussian, luminance
 
+# A tint: the colour at the thing's mean luminance, how far its shading turns that darker and
+# towards white, and the same for black and white, which have no room on one side.
+TINT_MEAN: Final = 0.96
+TINT_SHADING: Final = 0.6
+TINT_GLEAM: Final = 0.7
+BLACK_BELOW, BLACK_MEAN, BLACK_SHADING = 0.2, 0.05, 0.25
+WHITE_ABOVE, WHITE_MEAN, WHITE_SHADING = 0.9, 0.91, 0.3
 RELIEF_SIGMA: Final = 4.0
 RELIEF_GAIN: Final = 5.0
+LIGHT_RANGE: Final = (-0.6, 0.5)  # how much darker and lighter a slope may turn a colour
+GLEAM_FROM, GLEAM_MAX = 0.15, 0.6  # where on the slope white is mixed in, and how much at most
 SHADOW: Final = 0.5
 SHADOW_OFFSET: Final = 6
 SHADOW_SIGMA: Final = 2.5
@@ -45,10 +54,12 @@ def tint(shade: Tensor, alpha: Tensor, color: Tensor) -> Tensor:
     """
     mean = shade.sum((2, 3), True) / alpha.sum((2, 3), True).clamp_min(1e-3)
     above = shade / alpha.clamp_min(1e-3) - mean
-    tone = 0.96 + 0.6 * above
-    drawn = color * tone.clamp(0, 1) + (1 - color) * 0.7 * (tone - 1).clamp_min(0)
-    drawn = torch.where(color.amax(1, True) < 0.2, color + 0.05 + 0.25 * above, drawn)
-    drawn = torch.where(color.amin(1, True) > 0.9, 0.91 + 0.3 * above, drawn)
+    tone = TINT_MEAN + TINT_SHADING * above
+    drawn = color * tone.clamp(0, 1) + (1 - color) * TINT_GLEAM * (tone - 1).clamp_min(0)
+    black = color + BLACK_MEAN + BLACK_SHADING * above
+    white = WHITE_MEAN + WHITE_SHADING * above
+    drawn = torch.where(color.amax(1, True) < BLACK_BELOW, black, drawn)
+    drawn = torch.where(color.amin(1, True) > WHITE_ABOVE, white, drawn)
     return drawn.clamp(0, 1) * alpha
 
 
@@ -71,8 +82,8 @@ def solid(colors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     down = nn.pad(height[..., 2:, :] - height[..., :-2, :], (0, 0, 1, 1)) / 2
     right = nn.pad(height[..., 2:] - height[..., :-2], (1, 1, 0, 0)) / 2
     light = (down + right) * RELIEF_GAIN
-    lit = opaque(colors, alpha) * (1 + light.clamp(-0.6, 0.5))
-    gleam = (light - 0.15).clamp(0, 0.6)
+    lit = opaque(colors, alpha) * (1 + light.clamp(*LIGHT_RANGE))
+    gleam = (light - GLEAM_FROM).clamp(0, GLEAM_MAX)
     drawn = (lit + (1 - lit) * gleam).clamp(0, 1) * alpha
     across = nn.pad(alpha, (SHADOW_OFFSET, 0, SHADOW_OFFSET, 0))
     shadow = gaussian(across[..., : alpha.shape[-2], : alpha.shape[-1]], SHADOW_SIGMA)

@@ -32,13 +32,11 @@ class Site:
     status: str = "200 OK"
     port: int = 0
     asked: list[bytes] = field(default_factory=list)
-    answers: set[asyncio.Task[None] | None] = field(default_factory=set)
 
     def url(self, path: str = "/lora.safetensors") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.answers.add(asyncio.current_task())
         head = await reader.readuntil(b"\r\n\r\n")
         self.asked.append(head.split(b"\r\n")[0])
         length = f"content-length: {len(self.body)}\r\nconnection: close\r\n\r\n"
@@ -48,10 +46,6 @@ class Site:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
-    async def closed(self) -> None:
-        """Every answer is out and its connection closed; the loop may end."""
-        await asyncio.gather(*(task for task in self.answers if task), return_exceptions=True)
-
 
 @asynccontextmanager
 async def serving(body: bytes, status: str = "200 OK") -> AsyncIterator[Site]:
@@ -60,7 +54,6 @@ async def serving(body: bytes, status: str = "200 OK") -> AsyncIterator[Site]:
     site.port = server.sockets[0].getsockname()[1]
     async with server:
         yield site
-        await site.closed()
 
 
 @asynccontextmanager
