@@ -4,7 +4,6 @@ settings -> stores, blobs -> engines -> service, dispatchers, keeper, webhooks -
 """
 
 import asyncio
-import logging
 import os
 import random
 import secrets
@@ -19,7 +18,7 @@ from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.dispatcher import Dispatcher, Patience
-from fluxserve.core.errors import FluxserveError, StartupError
+from fluxserve.core.errors import FluxserveError
 from fluxserve.core.events import EventBus
 from fluxserve.core.keeper import Keeper, Retention
 from fluxserve.core.keyring import KeyRing
@@ -40,7 +39,7 @@ from fluxserve.engines.local.start import Early
 from fluxserve.engines.simulator import HOLD
 from fluxserve.engines.upstream.base import Desk
 from fluxserve.engines.upstream.service import Upstreams, channels_of
-from fluxserve.front import http_settings, is_loopback
+from fluxserve.front import http_settings, is_loopback, refuse_open_doors
 from fluxserve.images.guard import GuardedClient
 from fluxserve.images.guard import Limits as FetchLimits
 from fluxserve.images.intake import ImageIntake
@@ -64,8 +63,6 @@ from fluxserve.webhooks.sender import Deliverer
 from fluxserve.webhooks.signing import Message, Scheme, jwks
 from fluxserve.webhooks.signing import Signer as WebhookSigner
 from fluxserve.webhooks.updates import Updates
-
-log = logging.getLogger(__name__)
 
 CALLBACKS = "/callbacks/"  # where providers report; the attempt's token follows
 
@@ -151,7 +148,7 @@ class House:
         """Open the store, then let work flow. StartupError."""
         await self.database.start()
         try:
-            await self._refuse_open_doors()
+            await refuse_open_doors(self.settings, self.keyring)
             await self.price_book.start()
             for engine in self.engines.values():
                 await engine.start()
@@ -383,16 +380,3 @@ class House:
 
     async def _own(self, url: str) -> BlobRef | None:
         return await own_blob(self.services, url)
-
-    async def _refuse_open_doors(self) -> None:
-        settings = self.settings
-        if is_loopback(settings.host):
-            return
-        if settings.insecure_open:
-            log.warning("anybody who can reach this address may use it: insecure_open is set")
-            return
-        if not any(key.revoked_at is None for key in await self.keyring.list()):
-            raise StartupError(
-                f"refusing to listen on {settings.host} without a key: make one with "
-                "`fluxserve keys create`, or allow everybody with --insecure-open"
-            )

@@ -1,7 +1,13 @@
-"""What the front of the house, the dialects, is told of the settings."""
+"""The front of the house: what the dialects are told of the settings; no door open unasked."""
 
+import logging
+
+from fluxserve.core.errors import StartupError
+from fluxserve.core.keyring import KeyRing
 from fluxserve.dialects.base import HttpSettings
 from fluxserve.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def http_settings(settings: Settings) -> HttpSettings:
@@ -25,3 +31,17 @@ def http_settings(settings: Settings) -> HttpSettings:
 
 def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+async def refuse_open_doors(settings: Settings, keyring: KeyRing) -> None:
+    """A public address needs a key, or a word that it needs none; StartupError."""
+    if is_loopback(settings.host):
+        return
+    if settings.insecure_open:
+        log.warning("anybody who can reach this address may use it: insecure_open is set")
+        return
+    if not any(key.revoked_at is None for key in await keyring.list()):
+        raise StartupError(
+            f"refusing to listen on {settings.host} without a key: make one with "
+            "`fluxserve keys create`, or allow everybody with --insecure-open"
+        )
