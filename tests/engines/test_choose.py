@@ -9,6 +9,7 @@ from fluxserve.core.cards import CARDS
 from fluxserve.core.catalog import Catalog
 from fluxserve.core.errors import InvalidRequest, StartupError
 from fluxserve.core.request import Approximation, ImageParams
+from fluxserve.core.routing import Router
 from fluxserve.engines.choose import choose_engines
 from fluxserve.settings import load
 
@@ -31,6 +32,26 @@ def test_the_embedded_engine_runs_where_nothing_else_does_or_a_route_names_it(
     settings = load({"data_dir": str(tmp_path), **said}, environ={})
     choice = choose_engines(settings, Catalog(CARDS, lambda: 1))
     assert {engine.name for engine in choice.engines} == names
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"),
+    [
+        ({}, "simulator"),
+        ({"upstream": [UPSTREAM]}, "simulator"),
+        ({"route": [{"model": "*", "engine": "embedded", "priority": 5}]}, "simulator"),
+        ({"route": [{"model": "simulator", "engine": "embedded"}]}, "embedded"),
+    ],
+)
+def test_who_asks_for_the_simulator_gets_it_whatever_a_pattern_says(
+    tmp_path: Path, said: dict[str, Any], engine: str
+) -> None:
+    catalog = Catalog(CARDS, lambda: 1)
+    choice = choose_engines(load({"data_dir": str(tmp_path), **said}, environ={}), catalog)
+    card = catalog.card("simulator")
+    for drawn in (0.0, 0.5, 0.99):
+        router = Router(choice.routes, is_able=lambda name: True, draw=lambda at=drawn: at)
+        assert router.choose(card) == engine
 
 
 ONE = {**UPSTREAM, "models": ["flux-kontext-pro"]}

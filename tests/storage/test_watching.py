@@ -1,6 +1,9 @@
 """What a poll may remember: nothing that a commit has changed, whoever wrote it."""
 
 import asyncio
+import contextlib
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -18,7 +21,7 @@ from fluxserve.storage import accept, attempts, predictions, tables, transitions
 from fluxserve.storage.database import Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.sqlite import SqliteDatabase
-from tests.contracts.material import NOW, event, prediction
+from tests.contracts.material import NOW, event, finished, prediction
 
 LEASE = timedelta(seconds=30)
 
@@ -232,3 +235,32 @@ async def test_one_that_is_stored_though_nobody_waits_for_it_has_its_place(
     last = prediction(engine="here", created_at=NOW + 2 * LEASE)
     await store.add(last, event(last))
     assert await store.queue_position(last) == 2
+
+
+async def test_who_has_seen_the_last_event_sees_the_end(
+    database: SqliteDatabase, tmp_path: Path
+) -> None:
+    """Events are read straight from the file, where a commit may stand before it is told of."""
+    store = SqlPredictionStore(database)
+    one = prediction()
+    await store.add(one, event(one))
+    assert not (await store.get(one.id)).is_terminal
+    ended = one.cancel(NOW)
+    told = asyncio.ensure_future(store.move(one, ended, finished(ended)))
+    for _ in range(3):  # until the writer has it
+        await asyncio.sleep(0)
+    wait_for_commit(tmp_path / "store.db")  # the loop hears nothing meanwhile
+    last = (await store.events(one.id))[-1]
+    assert last.kind is EventKind.FINISHED
+    assert not told.done()
+    assert (await store.get(one.id)).is_terminal
+    await told
+
+
+def wait_for_commit(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as reader:
+        for _ in range(1000):
+            if reader.execute("SELECT 1 FROM prediction WHERE status = 'canceled'").fetchone():
+                return
+            time.sleep(0.01)
+    pytest.fail("the writer never committed")

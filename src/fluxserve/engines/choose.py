@@ -5,6 +5,7 @@ upstream or a route it runs only where a route names it, and a stand-in needs an
 Heavy engines are imported only when they are named.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -26,6 +27,7 @@ from fluxserve.settings import Settings, Upstream, secret_from
 
 SIMULATOR = "simulator"
 LAST = -100  # the priority of what serves when nothing else does
+FIRST = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +146,17 @@ def _routes(settings: Settings, catalog: Catalog, channels: Sequence[ChannelSpec
     ]
     if settings.engine.model_dir:
         routes.append(Route(model=_local_model(settings, catalog), engine=LOCAL))
-    routes.append(Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST))
+    routes.append(_simulator_route(routes, catalog))
     if is_bare(settings) and can_compute():
         routes.append(Route(model="*", engine=EMBEDDED, priority=LAST))
     return routes
+
+
+def _simulator_route(others: Sequence[Route], catalog: Catalog) -> Route:
+    """Who asks for the simulator gets it, not what a pattern gives to every name."""
+    names = {name.lower() for name in catalog.card(SIMULATOR_ID).names}
+    is_named = any(route.model.lower() in names for route in others)
+    return Route(model=SIMULATOR_ID, engine=SIMULATOR, priority=LAST if is_named else FIRST)
 
 
 def _check_route(route: Route, catalog: Catalog, channels: Sequence[ChannelSpec]) -> None:

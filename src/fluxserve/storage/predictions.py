@@ -117,6 +117,12 @@ class Recent:
         self._kept[prediction.id] = (row, prediction)
         return prediction
 
+    def outdate(self, prediction_id: str) -> None:
+        """Its events were read: they show a commit that its writer may not have told of yet."""
+        kept = self._kept.get(prediction_id)
+        if kept is not None and not kept[1].is_terminal:
+            del self._kept[prediction_id]
+
     def position(self, prediction_id: str) -> int | None:
         return self._positions.get(prediction_id)
 
@@ -250,7 +256,10 @@ class SqlPredictionStore:
         return await self._database.run(transitions.append(event, attempt))
 
     async def events(self, prediction_id: str, after: int = 0) -> Sequence[Event]:
-        return await self._database.read(_events(prediction_id, after))
+        found = await self._database.read(_events(prediction_id, after))
+        if found:
+            self._recent.outdate(prediction_id)
+        return found
 
     async def expired(self, at: datetime) -> Sequence[Prediction]:
         return await self._database.scan(_due(EXPIRED, at))
