@@ -95,17 +95,25 @@ class Books:
         event = Event(prediction_id=after.id, kind=EventKind.FINISHED, at=NOW)
         await self.predictions.move(before, after, event)
 
-    async def submitted(self, running: Prediction, cost_micro: int = 0) -> Attempt:
+    async def intended(self, running: Prediction, part: int = 0, parts: int = 1) -> Attempt:
         intent = Attempt(
             id=new_id(),
             prediction_id=running.id,
             fence=running.attempt,
             channel="channel",
             model="theirs",
+            part=part,
+            parts=parts,
             created_at=NOW,
             next_at=NOW,
         )
         await self.attempts.intend(intent, NOW + timedelta(hours=1))
+        return intent
+
+    async def submitted(
+        self, running: Prediction, cost_micro: int = 0, part: int = 0, parts: int = 1
+    ) -> Attempt:
+        intent = await self.intended(running, part, parts)
         state, upstream_id = AttemptState.ACCEPTED, new_id()
         accepted = replace(intent, state=state, upstream_id=upstream_id, cost_micro=cost_micro)
         return await self.attempts.move(intent, accepted)

@@ -52,7 +52,7 @@ COUNT_UNFINISHED = Statement(
     .select_from(tables.prediction)
     .where(P.key_id == bindparam("key"), text("finished_at IS NULL"))
 )
-# Where servers share a database, acceptances of one key that are counted must come one by one.
+# Where servers share a database: until the end of the transaction nobody else passes by this name.
 ONE_BY_ONE = Statement(
     select(literal_column("1")),
     select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key")))),
@@ -136,6 +136,7 @@ def _earlier(prediction: Prediction, idempotency: Idempotency) -> Transition[Pre
 
 
 def _check_concurrency(key_id: str, concurrency_max: int) -> Transition[None]:
+    # Counted and accepted one by one: two at once would each find room for itself.
     yield ONE_BY_ONE({"key": key_id})
     rows = yield COUNT_UNFINISHED({"key": key_id})
     if rows[0][0] >= concurrency_max:

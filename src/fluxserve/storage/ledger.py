@@ -31,7 +31,7 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import BlobRef, ImageRequest
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
-from fluxserve.storage.accept import accept
+from fluxserve.storage.accept import ONE_BY_ONE, accept
 from fluxserve.storage.database import Database, Param, Statement, Transition
 from fluxserve.storage.predictions import SqlPredictionStore
 from fluxserve.storage.prices import PRICE, PRICES, PRICES_FOR, add_price, readable
@@ -199,8 +199,10 @@ def _settled(after: Prediction, at: datetime, moving: Transition[Event]) -> Tran
 def close_books(prediction_id: str, at: datetime) -> Transition[None]:
     """Settle or release what was held, once the work is over and cannot be charged any more.
 
-    Of a prediction that was deleted meanwhile the hold tells whose it is, and its price.
+    Of a prediction that was deleted meanwhile the hold tells whose it is, and its price. Of two
+    that end its last two parts at once each would see the other's open, and neither would close.
     """
+    yield ONE_BY_ONE({"key": f"books {prediction_id}"})
     written = yield from entries(prediction_id)
     made = yield from submissions.of(prediction_id)
     if not written and not any(attempt.cost_micro for attempt in made):
