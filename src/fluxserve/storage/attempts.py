@@ -15,28 +15,17 @@ from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event
 from fluxserve.core.prediction import Prediction
 from fluxserve.storage import codec, tables, transitions
-from fluxserve.storage.database import Database, Param, Row, Statement, Transition
+from fluxserve.storage.attempt_records import (
+    ATTEMPT_COLUMNS,
+    decode_attempt,
+    encode_attempt,
+    encode_detail,
+)
+from fluxserve.storage.database import Database, Param, Statement, Transition
 
 A = tables.attempt.c
 P = tables.prediction.c
 
-COLUMNS = (
-    A.id,
-    A.prediction_id,
-    A.fence,
-    A.channel,
-    A.upstream_model,
-    A.state,
-    A.upstream_id,
-    A.poll_url,
-    A.created_at,
-    A.next_poll_at,
-    A.poll_count,
-    A.finished_at,
-    A.cost_micro,
-    A.error,
-    A.detail,
-)
 UNFINISHED = text("finished_at IS NULL")
 IS_DUE = text("next_poll_at IS NOT NULL")
 
@@ -52,11 +41,11 @@ HOLD = Statement(
 )
 INSERT = Statement(insert(tables.attempt))
 OF = Statement(
-    select(*COLUMNS)
+    select(*ATTEMPT_COLUMNS)
     .where(A.prediction_id == bindparam("of_prediction"))
     .order_by(A.created_at, A.id)
 )
-GET = Statement(select(*COLUMNS).where(A.id == bindparam("attempt_id")))
+GET = Statement(select(*ATTEMPT_COLUMNS).where(A.id == bindparam("attempt_id")))
 SAME_JOB = Statement(
     select(A.id).where(
         A.channel == bindparam("on_channel"),
@@ -94,7 +83,7 @@ CLAIM_DUE = Statement(
     update(tables.attempt)
     .where(A.id.in_(DUE))
     .values(next_poll_at=bindparam("until"))
-    .returning(*COLUMNS)
+    .returning(*ATTEMPT_COLUMNS)
 )
 UPCOMING = Statement(
     select(A.id, A.next_poll_at).where(IS_DUE).order_by(A.next_poll_at).limit(bindparam("most"))
@@ -124,7 +113,9 @@ BOUND = Statement(
         A.channel == bindparam("on_channel"), A.upstream_id == bindparam("their_id")
     )
 )
-NEWEST = select(*COLUMNS).order_by(A.created_at.desc(), A.id.desc()).limit(bindparam("most"))
+NEWEST = (
+    select(*ATTEMPT_COLUMNS).order_by(A.created_at.desc(), A.id.desc()).limit(bindparam("most"))
+)
 AT_CHANNEL = A.channel == bindparam("on_channel")
 IN_STATE = A.state == bindparam("of_state")
 PAGES = {  # by whether a channel and a state are named
@@ -227,28 +218,7 @@ def intend(attempt: Attempt, lease_until: datetime) -> Transition[None]:
     for other in (yield from of(attempt.prediction_id)):
         if other.part == attempt.part and other.state.is_open:
             raise Conflict("a submission for this prediction is open already")
-    yield INSERT(
-        {
-            "id": attempt.id,
-            "prediction_id": attempt.prediction_id,
-            "fence": attempt.fence,
-            "channel": attempt.channel,
-            "upstream_model": attempt.model,
-            "state": attempt.state.value,
-            "upstream_id": None,
-            "poll_url": None,
-            "created_at": codec.to_micros(attempt.created_at),
-            "submitted_at": codec.to_micros(attempt.created_at),
-            "next_poll_at": codec.maybe_micros(attempt.next_at),
-            "poll_count": 0,
-            "lease_owner": None,
-            "lease_until": None,
-            "finished_at": None,
-            "cost_micro": attempt.cost_micro,
-            "error": None,
-            "detail": _detail(attempt),
-        }
-    )
+    yield INSERT(encode_attempt(attempt))
 
 
 def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
@@ -277,7 +247,7 @@ def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
             "new_finished_at": codec.maybe_micros(after.finished_at),
             "new_cost": after.cost_micro,
             "new_error": codec.encode_failure(after.failure),
-            "new_detail": _detail(after),
+            "new_detail": encode_detail(after),
         }
     )
     if not rows:
@@ -290,19 +260,19 @@ def get(attempt_id: str) -> Transition[Attempt]:
     rows = yield GET({"attempt_id": attempt_id})
     if not rows:
         raise NotFound("no such submission")
-    return _decode(rows[0])
+    return decode_attempt(rows[0])
 
 
 def of(prediction_id: str) -> Transition[Sequence[Attempt]]:
     rows = yield OF({"of_prediction": prediction_id})
-    return [_decode(row) for row in rows]
+    return [decode_attempt(row) for row in rows]
 
 
 def claim_due(at: datetime, until: datetime, limit: int) -> Transition[Sequence[Attempt]]:
     rows = yield CLAIM_DUE(
         {"at": codec.to_micros(at), "until": codec.to_micros(until), "most": limit}
     )
-    return [_decode(row) for row in rows]
+    return [decode_attempt(row) for row in rows]
 
 
 def hurry(at: datetime, apart: timedelta) -> Transition[int]:
@@ -339,60 +309,4 @@ def page(
         params["of_state"] = state.value
     statement = PAGES[channel is not None, state is not None]
     rows = yield statement(params)
-    return [_decode(row) for row in rows]
-
-
-def _detail(attempt: Attempt) -> str:
-    return codec.dump(
-        {
-            "part": attempt.part,
-            "parts": attempt.parts,
-            "trouble": attempt.trouble,
-            "refused": attempt.refused,
-            "facts": attempt.facts,
-            "outputs": codec.encode_outputs(attempt.outputs),
-        }
-    )
-
-
-def _decode(row: Row) -> Attempt:
-    (
-        id_,
-        prediction_id,
-        fence,
-        channel,
-        model,
-        state,
-        upstream_id,
-        poll_url,
-        created_at,
-        next_at,
-        polls,
-        finished_at,
-        cost_micro,
-        error,
-        detail_text,
-    ) = row
-    detail = codec.load(detail_text)
-    return Attempt(
-        id=id_,
-        prediction_id=prediction_id,
-        fence=fence,
-        channel=channel,
-        model=model,
-        part=detail["part"],
-        parts=detail["parts"],
-        state=AttemptState(state),
-        created_at=codec.to_time(created_at),
-        next_at=codec.maybe_time(next_at),
-        upstream_id=upstream_id or "",
-        poll_url=poll_url or "",
-        polls=polls,
-        trouble=detail["trouble"],
-        cost_micro=cost_micro,
-        outputs=codec.decode_outputs(detail["outputs"]),
-        failure=codec.decode_failure(error),
-        refused=detail["refused"],
-        finished_at=codec.maybe_time(finished_at),
-        facts=detail["facts"],
-    )
+    return [decode_attempt(row) for row in rows]
