@@ -30,6 +30,7 @@ from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, BlobRef, ImageRequest
 from fluxserve.core.routing import Router
 from fluxserve.core.service import Admission, PredictionService
+from fluxserve.core.stopping import stop_each
 from fluxserve.dialects import DIALECTS
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.delivery import own_blob
@@ -169,16 +170,11 @@ class House:
             dispatcher.close()
 
     async def stop(self) -> None:
-        """Finish or put back what runs, then close the store."""
+        """Finish or put back what runs, then close the store. A part in trouble holds up none."""
         self.close()
-        await asyncio.gather(*(dispatcher.stop() for dispatcher in self.dispatchers))
-        await self.upstreams.stop()
-        await self.keeper.stop()
-        await self.updates.stop()
-        await self.deliverer.stop()
-        for engine in self.engines.values():
-            await engine.stop()
-        await self.price_book.stop()
+        await asyncio.gather(*(stop_each([dispatcher]) for dispatcher in self.dispatchers))
+        await stop_each([self.upstreams, self.keeper, self.updates, self.deliverer])
+        await stop_each([*self.engines.values(), self.price_book])
         await self.guard.aclose()
         await self.database.stop()
 

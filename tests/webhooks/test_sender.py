@@ -8,7 +8,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from fluxserve.core.deliveries import Delivery, DeliveryState
-from fluxserve.core.errors import NotFound
+from fluxserve.core.errors import NotFound, Unavailable
 from fluxserve.core.events import EventKind
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.storage.sqlite import SqliteDatabase
@@ -275,6 +275,21 @@ async def test_a_stop_waits_for_tries_under_way(post: Post) -> None:
         await receiver.next()
         await post.deliverer.stop()
         assert (await post.outbox.get(owed.id)).state is DeliveryState.SENT
+
+
+async def test_a_stop_ends_though_the_database_is_away(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(held: Delivery, after: Delivery) -> bool:
+        raise Unavailable("the database does not answer")
+
+    async with receiving() as receiver:
+        await post.owe(*[receiver.url()] * 20)  # more than go to one host at once
+        await post.deliverer.start()
+        await receiver.next()
+        monkeypatch.setattr(post.deliverer._store, "settle", away)
+        await post.deliverer.stop()
+        assert not post.deliverer._tasks
 
 
 async def test_a_message_of_a_forgotten_prediction_is_given_up(post: Post) -> None:

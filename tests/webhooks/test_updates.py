@@ -234,3 +234,42 @@ async def test_after_a_stop_nothing_is_told(post: Post) -> None:
         await post.updates.stop()
         post.bus.publish(output(post, prediction))
         assert not post.updates._tasks
+
+
+async def test_one_that_ended_at_another_server_is_followed_no_longer(post: Post) -> None:
+    post.updates._recheck_s = 0.05
+    async with receiving() as receiver:
+        await post.updates.start()
+        prediction = await running(post, receiver, "logs", "completed")
+        post.bus.publish(post.event(prediction, EventKind.LOG))
+        await receiver.next()
+        after = prediction.cancel(post.clock.at)
+        await post.store.move(prediction, after, post.event(prediction, EventKind.FINISHED))
+        await idle(post)  # though no bus of this process told of the end
+        assert not post.updates._stories
+
+
+async def test_one_that_another_server_took_over_is_followed_no_longer(post: Post) -> None:
+    post.updates._recheck_s = 0.05
+    async with receiving() as receiver:
+        await post.updates.start()
+        prediction = await running(post, receiver, "logs", "completed")
+        post.bus.publish(post.event(prediction, EventKind.LOG))
+        await receiver.next()
+        post.updates._is_ours = lambda prediction_id: False
+        await idle(post)
+        assert not post.updates._stories
+
+
+async def test_those_that_want_no_news_and_ended_elsewhere_are_not_kept_for_ever(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "UNWANTED_MAX", 2)
+    async with receiving() as receiver:
+        await post.updates.start()
+        for _ in range(3):
+            prediction = await running(post, receiver, "completed")
+            post.updates._is_ours = lambda asked, own=prediction.id: asked == own
+            post.bus.publish(post.event(prediction, EventKind.LOG))
+            await idle(post)
+        assert len(post.updates._stories) == 1

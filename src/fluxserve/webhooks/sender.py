@@ -75,7 +75,9 @@ class Deliverer:
         if self._loop:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
-        await asyncio.gather(*(self._put_off(row, 0.0) for row in self._traffic.drain()))
+        rows = self._traffic.drain()
+        # While the database is away they keep their leases, and are sent when those are over.
+        await asyncio.gather(*(self._put_off(row, 0.0) for row in rows), return_exceptions=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for task in self._tasks:

@@ -5,6 +5,7 @@ would say anyway is dropped. `start` and `completed` are rows in the outbox, see
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.5
 AT_ONCE = 256  # predictions followed at once; the news of further ones is dropped
+RECHECK_S = 5.0  # silent for so long: it may have ended at another server, and no bus told
+UNWANTED_MAX = 1024  # predictions known to want no news, until those that have ended are looked for
 _KINDS = {EventKind.OUTPUT: "output", EventKind.LOG: "logs"}
 
 
@@ -48,6 +51,7 @@ class Updates:
         clock: Callable[[], datetime],
         is_ours: Callable[[str], bool] = lambda prediction_id: True,
         interval_s: float = INTERVAL_S,
+        recheck_s: float = RECHECK_S,
     ) -> None:
         """`is_ours(id)`: whether it runs in this process, so that one process tells of it."""
         self._bus = bus
@@ -56,6 +60,7 @@ class Updates:
         self._clock = clock
         self._is_ours = is_ours
         self._interval_s = interval_s
+        self._recheck_s = recheck_s
         self._stories: dict[str, _Story] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -75,6 +80,7 @@ class Updates:
         if story is None:
             if event.kind not in _KINDS or not self._may_follow(event.prediction_id):
                 return
+            self._forget_unwanted()
             story = self._stories[event.prediction_id] = _Story()
             task = asyncio.create_task(self._tell(event.prediction_id, story))
             self._tasks.add(task)
@@ -99,6 +105,12 @@ class Updates:
         if self._is_stopping or len(self._tasks) >= AT_ONCE:
             return False
         return self._is_ours(prediction_id)
+
+    def _forget_unwanted(self) -> None:
+        """Those that ended elsewhere were never heard of again."""
+        if len(self._stories) >= UNWANTED_MAX:
+            known = self._stories.items()
+            self._stories = {id_: one for id_, one in known if one.is_wanted or self._is_ours(id_)}
 
     async def _tell(self, prediction_id: str, story: _Story) -> None:
         """Follow one prediction to its end, or note that nobody asked for news of it."""
@@ -131,8 +143,17 @@ class Updates:
                 kind = "output" if "output" in told else "logs"
                 await self._send(prediction_id, story, kind, webhook.url)
                 await asyncio.sleep(self._interval_s)
-            else:
+            elif not await self._woken(story):
+                prediction = await self._predictions(prediction_id)
+                if prediction.is_terminal or not self._is_ours(prediction_id):
+                    return
+
+    async def _woken(self, story: _Story) -> bool:
+        # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._recheck_s):
                 await story.wake.wait()
+        return story.wake.is_set()
 
     async def _send(self, prediction_id: str, story: _Story, kind: str, url: str) -> None:
         prediction = await self._predictions(prediction_id)
