@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluxserve.flux import sample
 from fluxserve.flux.autoencoder import from_pixels
-from fluxserve.flux.sample import Sample
+from fluxserve.flux.sample import NotANumber, Sample
 from fluxserve.flux.weights import Model
 
 
@@ -158,3 +158,10 @@ def test_a_preview_resembles_the_picture(embedded: Model) -> None:
         0
     ].permute(1, 2, 0)
     assert (small.float() - shrunk).abs().mean() < 25
+
+
+def test_a_picture_that_decodes_to_no_numbers_is_not_delivered(embedded: Model) -> None:
+    made = begin(embedded, WISHES[0])
+    made.latents = made.latents * 1e38  # as a value too large for float16 would be
+    with pytest.raises(NotANumber):
+        sample.finish(embedded, made)

@@ -23,7 +23,7 @@ from fluxserve.flux.weights import Model
 
 
 class NotANumber(Exception):
-    """A step gave values that are no numbers; `samples` are the places of the culprits."""
+    """Values that are no numbers came out; `samples` are the places of the culprits."""
 
     def __init__(self, samples: Sequence[int]) -> None:
         super().__init__(f"not a number in {len(samples)} of the samples")
@@ -265,9 +265,12 @@ def glimpse(model: Model, sample: Sample) -> Tensor | None:
 
 @torch.inference_mode()
 def finish(model: Model, sample: Sample) -> Tensor:
-    """(H, W, 3) uint8 on the CPU."""
+    """(H, W, 3) uint8 on the CPU; NotANumber where decoding leaves the range of the number type."""
     latents = packing.unpack(sample.latents, sample.condition.height, sample.condition.width)
-    return to_pixels(model.autoencoder.decode(latents))
+    picture = model.autoencoder.decode(latents)
+    if not picture.isfinite().all():
+        raise NotANumber([0])
+    return to_pixels(picture)
 
 
 @torch.inference_mode()

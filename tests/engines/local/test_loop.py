@@ -94,6 +94,8 @@ class Device:
         assert sample.step == order.num_steps
         if order.prompt == "undecodable":
             raise NoRoom
+        if order.prompt == "too bright":
+            raise Spoiled([0])
         return PICTURE
 
     def release(self, order_id: str) -> None:
@@ -219,6 +221,19 @@ def test_extrapolated_steps_cost_no_forward(bench: Bench) -> None:
     assert ended.metrics["steps"] == 28
     assert ended.metrics["approximations"] == ["skip"]
     assert [m for m in bench.said if isinstance(m, Moved)][-1].step == 28
+
+
+@pytest.mark.parametrize("prompt", ["nan", "too bright"])
+def test_values_that_are_no_numbers_are_told_wherever_they_come_up(
+    bench: Bench, prompt: str
+) -> None:
+    bench.order("j0", prompt)
+    bench.finish()
+    (ended,) = (m for m in bench.said if isinstance(m, Ended))
+    assert (ended.code, ended.message) == (
+        "engine_failed",
+        "the picture came to values that are no numbers",
+    )
 
 
 @pytest.mark.parametrize("prompt", ["nan", "crash"])
@@ -351,6 +366,21 @@ def test_previews_come_at_the_steps_asked_for_but_not_at_the_last(bench: Bench) 
     bench.finish()
     glimpses = [m for m in bench.said if isinstance(m, Glimpse)]
     assert [m.step for m in glimpses] == [3, 6]
+
+
+def test_a_step_of_several_levels_jumps_over_no_preview(bench: Bench) -> None:
+    bench.order("j0", num_steps=28, preview_steps=5, approximations=("skip",))
+    bench.finish()
+    glimpses = [m for m in bench.said if isinstance(m, Glimpse)]
+    # Levels after each forward: 1, 2, 4, 7, 10, .. 25, 26, 27, 28.
+    assert [m.step for m in glimpses] == [7, 10, 16, 22, 25]
+
+
+def test_every_output_has_its_previews_at_the_steps_it_has_done(bench: Bench) -> None:
+    bench.order("j0", num_steps=8, preview_steps=3, approximations=("skip",), indexes=(0, 1))
+    bench.finish()
+    glimpses = [(m.index, m.step) for m in bench.said if isinstance(m, Glimpse)]
+    assert sorted(glimpses) == [(0, 4), (0, 6), (1, 4), (1, 6)]
 
 
 def test_the_notes_of_a_plan_reach_the_log(bench: Bench) -> None:

@@ -95,6 +95,9 @@ def test_8_bits_that_are_not_there_are_not_used_and_that_is_told(model: Model) -
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), NoRoom),
         (RuntimeError("MPS backend out of memory"), NoRoom),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), NoRoom),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasC`"), NoRoom),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasC`"), NoRoom),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), NoRoom),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
         (NotANumber([1]), Spoiled),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
@@ -110,6 +113,19 @@ def test_what_a_device_says_in_a_step_is_understood(
     with pytest.raises(understood) as caught:
         runner(model, 1).advance([])
     assert type(caught.value) is understood
+
+
+def test_a_picture_of_no_numbers_is_told_from_a_failure(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotANumber([0])
+
+    monkeypatch.setattr("fluxserve.flux.sample.finish", fail)
+    one = runner(model, 1)
+    plan = one.plan(WANTED)
+    with pytest.raises(Spoiled):
+        one.decode(WANTED, [], plan, None)  # type: ignore[arg-type]
 
 
 def test_a_token_of_flux_takes_700_kilobytes() -> None:

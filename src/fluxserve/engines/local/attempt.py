@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fluxserve.core.errors import EngineError, FluxserveError, OutOfMemory
 from fluxserve.engines.local.run import (
     Decoded,
     DeviceLost,
@@ -67,3 +68,16 @@ def outcome(
     except Exception as error:
         return LaneFailed(run, error)
     return LaneFull(run, lane, work)
+
+
+def told(error: Exception) -> FluxserveError:
+    """What is said of an error that ends a request."""
+    match error:
+        case FluxserveError():
+            return error
+        case NoRoom():
+            return OutOfMemory("the device has too little memory for this request")
+        case Spoiled():
+            return EngineError("the picture came to values that are no numbers")
+        case _:
+            return EngineError("the engine failed on this request")

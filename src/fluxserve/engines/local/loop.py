@@ -13,9 +13,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic
 
-from fluxserve.core.errors import EngineError, ErrorCode, FluxserveError, OutOfMemory
+from fluxserve.core.errors import EngineError, ErrorCode, FluxserveError
 from fluxserve.core.ports import EncodedImage
-from fluxserve.engines.local.attempt import advance, outcome
+from fluxserve.engines.local.attempt import advance, outcome, told
 from fluxserve.engines.local.policy import Forecast, Step
 from fluxserve.engines.local.run import (
     Arrived,
@@ -30,6 +30,7 @@ from fluxserve.engines.local.run import (
     News,
     NoRoom,
     Run,
+    Spoiled,
     Stop,
     Worker,
 )
@@ -229,7 +230,7 @@ class Loop(Generic[H]):
             return self._lessen(step, members[0][0])
         for place in failure.spoiled:
             run, _ = members[place]
-            self._fail(run, EngineError("the picture came to values that are no numbers"))
+            self._fail(run, told(Spoiled((place,))))
         return () if failure.spoiled else self._search(step, members[0][0], failure.trace)
 
     def _lessen(self, step: Step, first: Run[H]) -> Sequence[Step]:
@@ -242,7 +243,7 @@ class Loop(Generic[H]):
         if not first.is_starved:
             first.is_starved = True
             return (step,)
-        self._fail(first, OutOfMemory("the device has too little memory for this request"))
+        self._fail(first, told(NoRoom()))
         return ()
 
     def _search(self, step: Step, first: Run[H], trace: str) -> Sequence[Step]:
@@ -261,24 +262,25 @@ class Loop(Generic[H]):
         done = {sample.id for sample in self._scheduler.finish(step, max(now - began, 1e-9))}
         levels = {move.sample_id: move.levels for move in step.moves}
         for run, index in members:
-            run.steps += levels[f"{run.id}/{index}"]
+            before = run.levels.get(index, 0)
+            run.levels[index] = before + levels[f"{run.id}/{index}"]
             run.calls += 1
             run.shared += len(members)
             run.first_step_at = began if run.first_step_at is None else run.first_step_at
             run.last_step_at = now
             run.is_starved = False
-            self._show(run, index)
+            self._show(run, index, before)
             if f"{run.id}/{index}" in done:
                 sample = run.samples.pop(index)
                 self._give(self._decoding, run, partial(self._decode, run, index, sample))
         for run in dict.fromkeys(run for run, _ in members):
             self._tell(run, now)
 
-    def _show(self, run: Run[H], index: int) -> None:
-        """A preview every so many steps, of the outputs that are not done."""
+    def _show(self, run: Run[H], index: int, before: int) -> None:
+        """A preview every so many levels, of an output that is not done; a step may be several."""
         every = run.order.preview_steps or self._preview_steps
-        at = -(-run.steps // run.outputs)
-        if not every or at % every or at >= run.steps_each:
+        at = run.levels[index]
+        if not every or at // every == before // every or at >= run.steps_each:
             return
         look = self._worker.glimpse(run.samples[index], run.plan)
         if look is not None:
@@ -366,12 +368,7 @@ class Loop(Generic[H]):
     def _fail(self, run: Run[H], error: Exception) -> None:
         if not isinstance(error, FluxserveError):
             log.error("%s failed", run.id, exc_info=error)
-            error = (
-                OutOfMemory("the device has too little memory for this request")
-                if isinstance(error, NoRoom)
-                else EngineError("the engine failed on this request")
-            )
-        run.failure = run.failure or error
+        run.failure = run.failure or told(error)
         self._scheduler.cancel(run.id)
         self._settle(run)
 

@@ -21,7 +21,7 @@ class NoRoom(Exception):
 
 
 class Spoiled(Exception):
-    """A step came to values that are no numbers; `places` are those of the culprits."""
+    """Samples came to values that are no numbers; `places` are those of the culprits."""
 
     def __init__(self, places: Sequence[int]) -> None:
         super().__init__(f"not a number in {len(places)} samples")
@@ -63,9 +63,9 @@ class Worker(Protocol[H]):
         """A preview: a quick look now, and what is left to do for a picture of it."""
         ...
 
-    def decode(
-        self, order: Order, files: Sequence[bytes], plan: Plan, sample: H
-    ) -> EncodedImage: ...
+    def decode(self, order: Order, files: Sequence[bytes], plan: Plan, sample: H) -> EncodedImage:
+        """The finished picture: NoRoom, Spoiled, DeviceLost."""
+        ...
 
     def release(self, order_id: str) -> None:
         """The order has ended, in whatever way: nothing need be kept for it."""
@@ -93,8 +93,8 @@ class Run(Generic[H]):
     in_lanes: int = 0  # pieces of work that lanes have in hand
     failure: FluxserveError | None = None
     is_canceled: bool = False
-    steps: int = 0  # noise levels of all outputs together
-    calls: int = 0  # of the model, likewise
+    levels: dict[int, int] = field(default_factory=dict)  # noise levels done, by index likewise
+    calls: int = 0  # of the model, for all outputs together
     retries: int = 0
     is_starved: bool = False  # its next step found no room even alone, and is tried once more
     step_s: float = 0.0  # its longest step, in seconds, as foreseen
@@ -133,6 +133,11 @@ class Run(Generic[H]):
     @property
     def outputs(self) -> int:
         return len(self.order.indexes)
+
+    @property
+    def steps(self) -> int:
+        """Noise levels of all outputs together."""
+        return sum(self.levels.values())
 
     @property
     def steps_each(self) -> int:

@@ -200,6 +200,8 @@ class Runner:
     ) -> EncodedImage:
         try:
             return self._pipeline.decode(order, files, plan, made)
+        except NotANumber as error:
+            raise Spoiled(error.samples) from error
         except RuntimeError as error:
             raise _understood(error) from error
 
@@ -242,8 +244,14 @@ class Runner:
             torch.cuda.current_stream().synchronize()
 
 
-# How torch, MPS, the CPU's allocator and CUDA's libraries (CUBLAS_STATUS_ALLOC_FAILED) say it.
-_FULL = ("out of memory", "can't allocate", "alloc_failed")
+# How torch, MPS, the CPU's allocator, cuBLAS (which makes its handles late) and cuDNN say it.
+_FULL = (
+    "out of memory",
+    "can't allocate",
+    "alloc_failed",
+    "cublas_status_not_initialized",
+    "unable to find an engine",
+)
 
 
 def _understood(error: RuntimeError) -> Exception:
