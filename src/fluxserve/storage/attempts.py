@@ -5,6 +5,7 @@ claim_due hands out what is to be polled or looked up, to one worker at a time
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, bindparam, func, insert, literal_column, select, text, update
@@ -15,6 +16,7 @@ from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event
 from fluxserve.core.prediction import Prediction
 from fluxserve.storage import codec, tables, transitions
+from fluxserve.storage.accept import ONE_BY_ONE
 from fluxserve.storage.attempt_records import (
     ATTEMPT_COLUMNS,
     decode_attempt,
@@ -28,6 +30,7 @@ P = tables.prediction.c
 
 UNFINISHED = text("finished_at IS NULL")
 IS_DUE = text("next_poll_at IS NOT NULL")
+SENT = "sent"  # a fact: what the provider was asked for, prompt and all, for those who look it up
 
 HOLD = Statement(
     update(tables.prediction)
@@ -69,6 +72,13 @@ MOVE = Statement(
         error=bindparam("new_error"),
         detail=bindparam("new_detail"),
     )
+    .returning(A.id)
+)
+FORGET = Statement(
+    update(tables.attempt)
+    .where(A.id == bindparam("attempt_id"), A.state == bindparam("old_state"))
+    .where(A.next_poll_at.is_(None))
+    .values(detail=bindparam("new_detail"))
     .returning(A.id)
 )
 DUE = (
@@ -224,6 +234,8 @@ def intend(attempt: Attempt, lease_until: datetime) -> Transition[None]:
 def move(before: Attempt, after: Attempt) -> Transition[Attempt]:
     assert after.state is before.state or after.state in NEXT[before.state]
     if after.upstream_id and after.upstream_id != before.upstream_id:
+        # Of two that bind one job at once neither would see the other.
+        yield ONE_BY_ONE({"key": f"job {after.channel} {after.upstream_id}"})
         rows = yield SAME_JOB(
             {
                 "on_channel": after.channel,
@@ -310,3 +322,21 @@ def page(
     statement = PAGES[channel is not None, state is not None]
     rows = yield statement(params)
     return [decode_attempt(row) for row in rows]
+
+
+def forget_words(prediction_id: str) -> Transition[None]:
+    """Drop what the provider was asked for, for a prediction that has ended and is to be forgotten.
+
+    What is still looked up needs it; there it goes with the end of the looking.
+    """
+    for attempt in (yield from of(prediction_id)):
+        if attempt.next_at is not None or SENT not in attempt.facts:
+            continue
+        facts = {name: fact for name, fact in attempt.facts.items() if name != SENT}
+        yield FORGET(
+            {
+                "attempt_id": attempt.id,
+                "old_state": attempt.state.value,
+                "new_detail": encode_detail(replace(attempt, facts=facts)),
+            }
+        )
