@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fluxserve.engines.upstream import reading
-from fluxserve.engines.upstream.answers import Accepted, Lookup, Lost, PollLie, Taken, Ticket
+from fluxserve.engines.upstream.answers import SENT, Accepted, Lookup, Lost, PollLie, Taken, Ticket
 
 PAGES_MAX = 50  # of a hundred jobs each, when looking for a lost one
 CLOCK_SKEW = timedelta(minutes=2)  # between their clock and ours
@@ -28,7 +28,7 @@ class Search:
 
     def __init__(self, lost: Lost) -> None:
         self._lost = lost
-        self._sent: Mapping[str, Any] = json.loads(lost.facts.get("sent", "{}"))
+        self._sent: Mapping[str, Any] = json.loads(lost.facts.get(SENT, "{}"))
         self._oldest = lost.created_at - CLOCK_SKEW
         self._named = ""  # the job that carries our token
         self._fits: list[str] = []

@@ -19,6 +19,7 @@ from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
+    SENT,
     Accepted,
     Ended,
     Finished,
@@ -65,7 +66,7 @@ class Replicate:
 
     async def prepare(self, order: Order) -> Letter:
         values = fields(order, self.spec)
-        facts = {"sent": json.dumps(values)}
+        facts = {SENT: json.dumps(values)}
         body: dict[str, JSON] = {"input": values | await self._pictures(order)}
         if order.callback_url:
             body |= {"webhook": order.callback_url, "webhook_events_filter": ["completed"]}

@@ -16,6 +16,7 @@ from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
+    SENT,
     Accepted,
     Ended,
     Finished,
@@ -67,7 +68,7 @@ class Wavespeed:
             path=f"/{model}",
             params={"webhook": order.callback_url} if order.callback_url else {},
             body=values | await self._pictures(order),
-            facts={"sent": json.dumps(values), "model": model},
+            facts={SENT: json.dumps(values), "model": model},
         )
 
     async def submit(self, letter: Letter, order: Order) -> Accepted:
