@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -112,3 +113,19 @@ async def refusal(guard: GuardedClient, url: str) -> str:
     with pytest.raises(FluxserveError) as caught:
         await guard.get(url)
     return caught.value.message
+
+
+class MovingName:
+    """A name server whose answer changes from one look-up to the next."""
+
+    def __init__(self, port: int, *sequence: tuple[str, ...]) -> None:
+        self.port = port
+        self.sequence = list(sequence)
+        self.lookups = 0
+
+    def __call__(self, host: str, port: int, *rest: object) -> Answers:
+        addresses = self.sequence[min(self.lookups, len(self.sequence) - 1)]
+        self.lookups += 1
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses
+        ]

@@ -13,6 +13,7 @@ from tests.images.material import (
     LOOPBACK,
     PRIVATE,
     Answers,
+    MovingName,
     RawServer,
     forever,
     refusal,
@@ -87,6 +88,10 @@ DISGUISES = [
     "http://example.com#@127.0.0.1{port}/",
     "http:///127.0.0.1{port}/",
     "http://{port}/",
+    "http://a_b@127.0.0.1{port}/",
+    "http://[::1_]{port}/",
+    "http://[_::1]{port}/",
+    "http://127.0.0.1\t_{port}/",
 ]
 
 
@@ -128,7 +133,7 @@ async def test_no_spelling_of_a_private_address_is_connected_to(disguise: str) -
         ("a.png", "only http and https URLs are fetched"),
         ("http://user:pw@example.com/", "a URL with a user name or password is not fetched (exam"),
         ("http://[::1/", "the URL is malformed"),
-        ("http://exa mple.com/", "exa mple.com is not a public address"),
+        ("http://exa mple.com/", "the URL is malformed: it has a blank or a control character"),
         ("https://169.254.169.254/", "169.254.169.254 is not a public address and is not fetched"),
     ],
 )
@@ -143,22 +148,6 @@ async def test_a_bad_url_is_refused_by_its_text_alone(url: str, text: str) -> No
 
 def answers(*addresses: str) -> Answers:
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
-
-
-class MovingName:
-    """A name server whose answer changes from one look-up to the next."""
-
-    def __init__(self, port: int, *sequence: tuple[str, ...]) -> None:
-        self.port = port
-        self.sequence = list(sequence)
-        self.lookups = 0
-
-    def __call__(self, host: str, port: int, *rest: object) -> Answers:
-        addresses = self.sequence[min(self.lookups, len(self.sequence) - 1)]
-        self.lookups += 1
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses
-        ]
 
 
 async def test_a_name_that_moves_after_the_check_gains_nothing() -> None:
@@ -270,6 +259,12 @@ async def test_inside_means_that_every_address_is_in_an_open_network() -> None:
     assert await guard.is_inside("http://in.test/")
     assert not await guard.is_inside("http://mixed.test/")
     assert not await guard.is_inside("http://out.test/")
+    await guard.aclose()
+
+
+async def test_a_name_that_cannot_be_looked_up_is_not_inside() -> None:
+    guard = GuardedClient(LOOPBACK)
+    assert not await guard.is_inside("http://a..b/")
     await guard.aclose()
 
 

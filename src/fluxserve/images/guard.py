@@ -1,6 +1,6 @@
 """The only way out to an address that a caller named: public hosts, or networks opened by name.
 
-    check(url)  what the text alone tells: scheme, form, literal address
+    check(url)  what the text alone tells: scheme, form, name, literal address
     get(url)    follow redirects, each hop checked; bounded in time and bytes
     save(url)   the same, piece by piece instead of whole
     post(url)   no redirects; the answer's body is not read
@@ -16,13 +16,13 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from ssrfguard import Policy, Resolver, SSRFGuardError
+from ssrfguard import BlockedAddressError, Observer, Policy, Resolver, SSRFGuardError, Target
 from ssrfguard.httpx import AsyncClient
 
 from fluxserve.core.errors import InputUnreachable, StartupError, TooLarge
@@ -33,7 +33,8 @@ T = TypeVar("T")
 REDIRECTS_MAX = 5
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 100
-_TROUBLE = (SSRFGuardError, httpx.HTTPError, httpx.InvalidURL)
+# UnicodeError: a host in punycode (xn--) that is none, told when the host is first read.
+_TROUBLE = (SSRFGuardError, httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 # Any port: self-hosted services live on odd ones, and the address is what is guarded.
 _PORTS = frozenset(range(1, 65536))
 
@@ -46,6 +47,24 @@ class Limits:
     connect_s: float = CONNECT_TIMEOUT_S
     size_max_bytes: int = 32 * 1024 * 1024
     redirects_max: int = REDIRECTS_MAX
+
+
+class _Rules(Policy):
+    """The library's rules, and names with an underscore, as buckets and containers have them.
+
+    Only the text is judged more mildly: no address has an underscore, and what such a name leads
+    to is checked before the connection, like any other.
+    """
+
+    def check_url(self, url: str, *, observer: Observer | None = None) -> Target:
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # the library says so
+            return super().check_url(url, observer=observer)
+        if "_" not in parts.netloc:
+            return super().check_url(url, observer=observer)
+        plain = url.replace(parts.netloc, parts.netloc.replace("_", "z"), 1)
+        return replace(super().check_url(plain, observer=observer), host=parts.hostname or "")
 
 
 class GuardedClient:
@@ -68,7 +87,7 @@ class GuardedClient:
         self._networks = _networks(allow)
         self._lookup = resolver or socket.getaddrinfo
         try:
-            self._policy = Policy(
+            self._policy = _Rules(
                 allowed_networks=self._networks,
                 allowed_ports=_PORTS,
                 # Of a name with public and private addresses, the public ones may be used.
@@ -98,7 +117,8 @@ class GuardedClient:
         """Raise InputUnreachable for a URL that can be refused without a look-up."""
         try:
             self._policy.check_url(_plainly(url))
-            httpx.URL(url)
+            self._policy.check_url(url)  # an odd spelling of a public address is none either
+            _read_host(url)
         except _TROUBLE as error:
             raise _refused(url, error) from error
 
@@ -107,7 +127,7 @@ class GuardedClient:
         look_up = asyncio.to_thread(self._lookup, host_of(url), 0, 0, socket.SOCK_STREAM, 0, 0)
         try:
             answers = await asyncio.wait_for(look_up, self._limits.connect_s)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, UnicodeError):
             return False
         addresses = {ipaddress.ip_address(str(answer[4][0])) for answer in answers}
         return bool(addresses) and all(
@@ -288,12 +308,27 @@ def _refused(url: str, error: Exception) -> InputUnreachable:
         case httpx.TimeoutException():
             return InputUnreachable(f"{host} did not answer in time")
         case SSRFGuardError() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
-            return InputUnreachable(_why_refused(url))
+            return InputUnreachable(_why_refused(url, error))
+        case UnicodeError() if not _is_readable(url):
+            return InputUnreachable(_why_refused(url, error))
         case _:
             return InputUnreachable(f"{host} broke the connection off")
 
 
-def _why_refused(url: str) -> str:
+def _read_host(url: str) -> str:
+    """The host as the client reads it; UnicodeError or httpx.InvalidURL where it is none."""
+    return httpx.URL(url).host
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        _read_host(url)
+    except (UnicodeError, httpx.InvalidURL):
+        return False
+    return True
+
+
+def _why_refused(url: str, error: Exception) -> str:
     try:
         parts = urlsplit(url)
         host, has_user = parts.hostname, "@" in parts.netloc
@@ -305,7 +340,21 @@ def _why_refused(url: str) -> str:
         return "the URL names no host"
     if has_user:
         return f"a URL with a user name or password is not fetched ({host_of(url)})"
-    return (
-        f"{host_of(url)} is not a public address and is not fetched"
-        " (the setting fetch.allow opens private networks)"
-    )
+    if any(isinstance(one, BlockedAddressError) for one in (error, error.__cause__)):
+        return (
+            f"{host_of(url)} is not a public address and is not fetched"
+            " (the setting fetch.allow opens private networks)"
+        )
+    return f"the URL is malformed: {_flaw(url)}"
+
+
+def _flaw(url: str) -> str:
+    if any(character <= " " or character == "\x7f" for character in url):
+        return "it has a blank or a control character in it"
+    try:
+        is_port = urlsplit(url).port != 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        return "a port is a number from 1 to 65535"
+    return f"{host_of(url)!r} is no name of a host"
