@@ -129,6 +129,7 @@ async def test_a_name_that_is_no_file_of_the_folder_is_refused(tmp_path: Path, n
         with pytest.raises(EngineError, match="loras: there is no LoRA named") as caught:
             await loras.path_of(name)
         assert caught.value.field == "loras"
+        assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
 async def refused(loras: LoraLibrary, url: str) -> EngineError:
@@ -143,15 +144,18 @@ async def refused(loras: LoraLibrary, url: str) -> EngineError:
 )
 async def test_only_https_is_taken_from_outside(tmp_path: Path, url: str) -> None:
     async with library(tmp_path) as loras:
-        await refused(loras, url)
+        assert (await refused(loras, url)).code is ErrorCode.INVALID_REQUEST
     assert not (tmp_path / "cache").exists()
 
 
 async def test_a_private_address_is_not_asked_unless_it_is_opened(tmp_path: Path) -> None:
     async with serving(data()) as site, library(tmp_path, allow=()) as loras:
-        for url in (site.url(), site.url().replace("http:", "https:")):
-            await refused(loras, url)
+        plain = await refused(loras, site.url())
+        secure = await refused(loras, site.url().replace("http:", "https:"))
         assert not site.asked
+    assert plain.code is ErrorCode.INVALID_REQUEST
+    assert secure.code is ErrorCode.INPUT_UNREACHABLE
+    assert "not a public address" in secure.message
 
 
 async def test_a_missing_or_too_large_file_is_told_as_such(tmp_path: Path) -> None:
@@ -297,6 +301,7 @@ async def test_what_is_no_safetensors_file_is_not_kept(tmp_path: Path) -> None:
     async with serving(DAMAGED["a page"]) as site, library(tmp_path) as loras:
         error = await refused(loras, site.url())
         assert re.search("what 127.0.0.1 sent is no safetensors file", error.message)
+        assert error.code is ErrorCode.INVALID_REQUEST
         assert not kept(tmp_path, "*")
 
 
@@ -320,7 +325,9 @@ async def test_files_in_use_are_never_removed(tmp_path: Path) -> None:
     async with serving(data(0)) as site, library(tmp_path, cache_max_bytes=600) as loras:
         first = await loras.path_of(site.url("/0"))
         site.body = data(1)
-        assert "leave no room" in (await refused(loras, site.url("/1"))).message
+        error = await refused(loras, site.url("/1"))
+        assert "leave no room" in error.message
+        assert error.code is ErrorCode.ENGINE_FAILED
         assert first.exists()
 
 

@@ -40,7 +40,11 @@ class LoraSource(Protocol):
     """Where adapters come from."""
 
     async def path_of(self, name: str) -> Path:
-        """The file behind a name or URL; EngineError with the field `loras` when there is none."""
+        """The file behind a name or URL; EngineError with the field `loras` when there is none.
+
+        Its code tells whose fault that is: INVALID_REQUEST (the caller's), INPUT_UNREACHABLE or
+        TOO_LARGE (the other server's), ENGINE_FAILED (ours).
+        """
         ...
 
     async def aclose(self) -> None: ...
@@ -167,7 +171,7 @@ class LoraLibrary:
                 path.unlink(missing_ok=True)
                 total -= stat.st_size
         if total > self._cache_max_bytes:
-            raise _refusal(
+            raise _no_room(
                 f"this server keeps {self._cache_max_bytes / 1e6:g} MB of fetched LoRAs, and those"
                 " in use leave no room for this one"
             )
@@ -268,14 +272,15 @@ def _extent(entry: Mapping[str, Any]) -> tuple[int, int, int]:
     return start, stop, _SIZES[entry["dtype"]] * math.prod(entry["shape"])
 
 
-def _refusal(message: str, code: ErrorCode | None = None) -> EngineError:
+def _refusal(message: str, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> EngineError:
+    """Whoever asked named a wrong one, unless `code` says that it is somebody else's fault."""
     error = EngineError(f"loras: {message}", field="loras")
-    error.code = code or error.code
+    error.code = code
     return error
 
 
-def _no_room() -> EngineError:
-    return _refusal("this server has no room to keep it")
+def _no_room(message: str = "this server has no room to keep it") -> EngineError:
+    return _refusal(message, ErrorCode.ENGINE_FAILED)
 
 
 def _touch(path: Path) -> None:
