@@ -4,6 +4,7 @@ settings -> stores, blobs -> engines -> service, dispatchers, keeper, webhooks -
 """
 
 import asyncio
+import hashlib
 import os
 import random
 import secrets
@@ -24,6 +25,7 @@ from fluxserve.core.keeper import Keeper, Retention
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
 from fluxserve.core.money import Accounts, PriceBook
+from fluxserve.core.neighbours import Neighbours
 from fluxserve.core.outcomes import Outcomes
 from fluxserve.core.ports import Engine
 from fluxserve.core.prediction import Prediction
@@ -54,6 +56,7 @@ from fluxserve.storage.deliveries import SqlDeliveryStore
 from fluxserve.storage.files import SqlFileStore
 from fluxserve.storage.keys import SqlKeyStore
 from fluxserve.storage.ledger import BudgetedAttemptStore, BudgetedPredictionStore, SqlMoneyStore
+from fluxserve.storage.nodes import SqlNodes
 from fluxserve.storage.opening import is_shared, open_database
 from fluxserve.storage.orphans import Orphans
 from fluxserve.storage.proof import WriteProof
@@ -127,6 +130,7 @@ class House:
         )
         self.upstreams = self._upstreams()
         self.dispatchers = [self._dispatcher(engine) for engine in self.engines.values()]
+        self.neighbours = self._neighbours()
         self.keeper = self._keeper()
         self.services = self._services()
         self.deliverer, self.updates = self._webhooks()
@@ -156,6 +160,7 @@ class House:
             for dispatcher in self.dispatchers:
                 await dispatcher.start()
             await self.upstreams.start()
+            await self.neighbours.start(self.keeper.rehome)
             await self.keeper.start()
             await self.deliverer.start()
             await self.updates.start()
@@ -173,7 +178,9 @@ class House:
         """Finish or put back what runs, then close the store. A part in trouble holds up none."""
         self.close()
         await asyncio.gather(*(stop_each([dispatcher]) for dispatcher in self.dispatchers))
-        await stop_each([self.upstreams, self.keeper, self.updates, self.deliverer])
+        await stop_each(
+            [self.upstreams, self.neighbours, self.keeper, self.updates, self.deliverer]
+        )
         await stop_each([*self.engines.values(), self.price_book])
         await self.guard.aclose()
         await self.database.stop()
@@ -231,6 +238,12 @@ class House:
             lease_s=self.settings.dispatch.upstream_lease_s,
         )
         return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
+
+    def _neighbours(self) -> Neighbours:
+        named = hashlib.sha256(f"node {self.admin_token}".encode()).hexdigest()[:32]
+        serves = frozenset([*self.engines, *(channel.name for channel in self.choice.channels)])
+        nodes = SqlNodes(self.database) if is_shared(self.settings.database_url) else None
+        return Neighbours(nodes, named, serves, now)
 
     def _keeper(self) -> Keeper:
         keep = self.settings.retention
@@ -342,12 +355,13 @@ class House:
         return self.upstreams.is_able(name) if engine is None else engine.trouble is None
 
     def _home(self, prediction: Prediction) -> str | None:
-        """The engine of a prediction, another when it is gone from the settings, or None."""
+        """The engine of a prediction, another when no server has that any more, or None."""
         name = prediction.engine
         if (
             name in self.engines
             or self.upstreams.has(name)
             or (name == HOLD and SIMULATOR in self.engines)
+            or self.neighbours.serve(name)
         ):
             return name
         try:
