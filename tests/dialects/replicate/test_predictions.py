@@ -34,6 +34,13 @@ async def finished(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
     return await create(client, **{**WAIT, **headers})
 
 
+async def test_a_preference_in_a_header_line_of_its_own_is_read(client: httpx.AsyncClient) -> None:
+    lines = [("Prefer", "respond-async"), ("Prefer", "wait=20")]
+    answer = await client.post(PRO, json={"input": {"prompt": "x"}}, headers=lines)
+    assert answer.headers["preference-applied"] == "wait=20"
+    assert answer.json()["status"] == "succeeded"
+
+
 async def test_sdks_over_plain_http_get_data_uris_and_others_links(
     client: httpx.AsyncClient,
 ) -> None:

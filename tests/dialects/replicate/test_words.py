@@ -47,6 +47,8 @@ def params(name: str, body: dict[str, JSON], **pictures: ImageInput) -> ImagePar
         ("wait=2.5", None, 2.0, "wait=2.5"),
         ("WAIT = 9", None, 8.5, "wait=9"),
         ("wait=300", None, 59.5, "wait=300"),
+        ("wait=999999999999", None, 59.5, "wait=999999999999"),
+        (f"wait={'9' * 400}.5", None, 59.5, f"wait={'9' * 400}.5"),
         ("respond-async, wait=10; x=y", None, 9.5, "wait=10"),
         ("wait", "60", 57.5, "wait"),
         ("wait", "60.0", 57.5, "wait"),

@@ -75,7 +75,8 @@ async def read_create(request: Request, shelf: Shelf, name: str | None, max_byte
             raise InvalidRequest.of(problems)
     version = None
     if model is None:
-        wanted = checked.values.get("version") or checked.values.get("model")
+        wanted = checked.values.get("version")
+        wanted = checked.values.get("model") if wanted is None else wanted
         assert isinstance(wanted, str), "one of the two is required and a string"
         model, version = shelf.versioned(wanted)
     given = checked.values["input"]

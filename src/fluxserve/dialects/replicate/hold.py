@@ -12,7 +12,7 @@ CANCEL_MAX_S = 86_400
 # Answer before the client's own read timeout: 2.0.0b4 repeats the POST when that runs out.
 EARLY_S = 0.5
 CLIENT_MARGIN_S = 2.0
-_PREFER = re.compile(r"wait(?:\s*=\s*(\d{1,9}(?:\.\d{1,9})?))?", re.IGNORECASE)
+_PREFER = re.compile(r"wait(?:\s*=\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.IGNORECASE)
 
 

@@ -63,9 +63,8 @@ class Predictions:
     async def create(self, request: Request, caller: Caller) -> Response:
         services = self._services
         links = services.links(request, self._mount)
-        hold = read_prefer(
-            request.headers.get("prefer"), request.headers.get("x-stainless-read-timeout")
-        )
+        preferences = ", ".join(request.headers.getlist("prefer"))
+        hold = read_prefer(preferences, request.headers.get("x-stainless-read-timeout"))
         deadline_s = read_cancel_after(request.headers.get("cancel-after"))
         made = await self._accept(request, caller, links, hold, deadline_s)
         shown = render(made, links)
@@ -222,7 +221,7 @@ def _judge_target(body: Create, links: Links) -> None:
         return
     here, there = (urlsplit(url).netloc.lower() for url in (links.base, body.webhook.url))
     if here == there.rpartition("@")[2]:
-        raise _bad("webhook", "must not lead to this server", Rule.FORMAT)
+        raise _bad(body.webhook_field, "must not lead to this server", Rule.FORMAT)
 
 
 def _fresh(made: Prediction) -> Prediction:
