@@ -45,6 +45,8 @@ ORPHAN_LOOK_S = 60.0
 ORPHAN_S = 3600.0  # submissions of a channel that is configured no longer are given up then
 
 A = AttemptState
+# What was fetched stays paid for, though the prediction failed for want of its other parts.
+AFTER_ORPHAN = {A.ACCEPTED: A.FAILED, A.INTENT: A.UNKNOWN, A.FETCHED: A.DONE}
 
 
 class Follower:
@@ -69,6 +71,9 @@ class Follower:
         if attempt.id in self._desk.in_flight:
             return False  # its POST is under way in this process
         prediction = await self._prediction(attempt)
+        if attempt.state is A.FETCHED:
+            await self._gather(attempt, prediction)  # what is here needs no channel
+            return True
         channel = self._desk.channels.get(attempt.channel)
         if channel is None:
             await self._orphaned(attempt, prediction)
@@ -83,8 +88,6 @@ class Follower:
                 await look_up(self._desk, attempt, prediction, channel)
             case A.ACCEPTED:
                 await self._poll(attempt, prediction, channel)
-            case A.FETCHED:
-                await self._gather(attempt, prediction)
             case _:
                 return False
         return True
@@ -282,7 +285,11 @@ class Follower:
             return
         parts = {a.part: a for a in await self._desk.attempts.of(prediction.id)
                  if a.state in (A.FETCHED, A.DONE)}  # fmt: skip
-        if len(parts) < attempt.parts or not is_ours(prediction, attempt):
+        is_whole = len(parts) >= attempt.parts
+        if not is_whole and attempt.channel not in self._desk.channels:
+            await self._orphaned(attempt, prediction)
+            return
+        if not is_whole or not is_ours(prediction, attempt):
             await self._later(attempt, self._desk.seconds(WAIT_FOR_CLAIM_S))
             return
         outputs = [output for part in sorted(parts) for output in parts[part].outputs]
@@ -355,7 +362,7 @@ class Follower:
             return
         if not await self._refuse(attempt, prediction, gone(attempt.channel)):
             return
-        state = {A.ACCEPTED: A.FAILED, A.INTENT: A.UNKNOWN}.get(attempt.state, attempt.state)
+        state = AFTER_ORPHAN.get(attempt.state, attempt.state)
         await self._desk.close(attempt, replace(attempt, state=state, next_at=None))
 
     async def _later(self, attempt: Attempt, wait: timedelta) -> None:
