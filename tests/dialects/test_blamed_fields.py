@@ -55,6 +55,37 @@ async def test_openai_blames_the_pictures_by_the_name_they_came_in(
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("said", "param", "code"),
+    [
+        ({"width": "abc"}, "width", "invalid_type"),
+        ({"width": 10}, "width", "integer_below_min_value"),
+        ({"height": 10}, "height", "integer_below_min_value"),
+        ({"height": 10, "size": "1024x1024"}, "height", "integer_below_min_value"),
+        ({"size": "10x512"}, "size", "integer_below_min_value"),
+        ({"size": "1:9"}, "size", "invalid_value"),
+        ({"size": "1:9", "aspect_ratio": "1:1"}, "size", "invalid_value"),
+        ({"size": "auto", "aspect_ratio": "1:9"}, "aspect_ratio", "invalid_value"),
+        ({"num_inference_steps": 1000}, "num_inference_steps", "integer_above_max_value"),
+        ({"steps": 1000}, "steps", "integer_above_max_value"),
+        ({"guidance_scale": 1e6}, "guidance_scale", "integer_above_max_value"),
+        ({"guidance": 1e6}, "guidance", "integer_above_max_value"),
+        ({"strength": 2}, "strength", "integer_above_max_value"),
+        ({"n": 11}, "n", "integer_above_max_value"),
+        ({"output_compression": 101}, "output_compression", "integer_above_max_value"),
+    ],
+)
+async def test_openai_blames_the_field_that_said_the_number(
+    client: httpx.AsyncClient, said: dict[str, Any], param: str, code: str
+) -> None:
+    body = {"prompt": "x", "model": "simulator", **said}
+    answer = await client.post("/openai/v1/images/generations", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"].startswith(f"Invalid value for '{param}': ")
+
+
 @pytest.mark.parametrize("name", ["image", "images"])
 async def test_openai_blames_too_many_pictures_by_their_name(
     client: httpx.AsyncClient, name: str

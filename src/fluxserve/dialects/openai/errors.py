@@ -45,14 +45,6 @@ CODE_OF_RULE: Mapping[Rule, str] = {
 }
 # Clients repeat 409, 429 and 5xx by themselves: told to only where nothing was made yet.
 WORTH_A_RETRY = (ErrorCode.RATE_LIMITED, ErrorCode.QUEUE_FULL, ErrorCode.UNAVAILABLE)
-# The core's names of fields, and this dialect's.
-THEIR_NAMES = {
-    "num_steps": "steps",
-    "width": "size",
-    "height": "size",
-    "num_outputs": "n",
-    "output_quality": "output_compression",
-}
 SHOWN_MAX = 5  # problems in one message
 
 
@@ -61,9 +53,11 @@ def error(failure: Failure) -> tuple[int, JSON]:
     status, type_, code = WORDS[failure.code]
     param: str | None = failure.field or None
     message = failure.message
+    if failure.code is ErrorCode.INPUT_UNREACHABLE and param == "loras":
+        code = "invalid_value"  # no image is at fault
     if failure.problems:
         first = failure.problems[0]
-        param = _theirs(first.field) or None
+        param = first.field or None
         code = CODE_OF_RULE.get(first.rule, code)
         lines = dict.fromkeys(_line(problem) for problem in failure.problems)
         message = " ".join(list(lines)[:SHOWN_MAX])
@@ -103,14 +97,9 @@ def failure_of(prediction: Prediction) -> Failure | None:
 
 
 def _line(problem: Problem) -> str:
-    name, message = _theirs(problem.field), problem.message.rstrip(".")
+    name, message = problem.field, problem.message.rstrip(".")
     if not name:
         return f"{message}."
     if problem.rule is Rule.REQUIRED and message.endswith("is required"):
         return f"Missing required parameter: '{name}'."
     return f"Invalid value for '{name}': {message[:1].lower()}{message[1:]}."
-
-
-def _theirs(name: str) -> str:
-    """The core's name of a field as this dialect spells it; names of parts are its own already."""
-    return THEIR_NAMES.get(name, name)

@@ -46,6 +46,7 @@ from fluxserve.dialects.openai.reading import (
     Pictures,
     Source,
     digest,
+    in_said_words,
     is_url,
     pictures_in,
     read,
@@ -196,7 +197,7 @@ class Images:
             for prediction in made:
                 await self.services.predictions.cancel(prediction.id)
             if isinstance(problem, InvalidRequest):
-                raise _in_said_words(pictures, problem) from problem
+                raise in_said_words(asked, pictures, problem) from problem
             raise
         return made
 
@@ -355,15 +356,6 @@ def _idempotency(request: Request, digest_: str, number: int) -> Idempotency | N
     if number:
         key = hashlib.sha256(json.dumps([key, number]).encode()).hexdigest()
     return Idempotency(key=key, body_hash=digest_)
-
-
-def _in_said_words(pictures: Pictures, error: InvalidRequest) -> InvalidRequest:
-    """The same problems; one of all pictures by the field that they came in."""
-
-    def told(problem: Problem) -> Problem:
-        return replace(problem, field=pictures.name) if problem.field == "images" else problem
-
-    return error.retold(told)
 
 
 def _missing(name: str) -> InvalidRequest:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from fluxserve.core.errors import InvalidRequest, Problem, Rule
@@ -57,6 +57,16 @@ FIELDS = (
     Field(name="loras", kind=Kind.ARRAY),
     Field(name="safety_tolerance", kind=Kind.INTEGER, min=0, max=6),
 )
+# The core's names of fields, and what says them here: of several that were said, the first counts.
+SAID_BY: Mapping[str, Sequence[str]] = {
+    "num_steps": ("steps", "num_inference_steps"),
+    "guidance": ("guidance", "guidance_scale"),
+    "width": ("width", "size"),
+    "height": ("height", "size"),
+    "aspect_ratio": ("size", "aspect_ratio"),
+    "num_outputs": ("n",),
+    "output_quality": ("output_compression",),
+}
 KNOWN = frozenset(known.name for known in FIELDS)
 _PICTURE = re.compile(r"image(\[\d*\])?|images(\[\d*\])?|input_image(_\d{1,2})?")
 
@@ -175,6 +185,19 @@ def read(body: Mapping[str, JSON]) -> Asked:
     )
 
 
+def in_said_words(asked: Asked, pictures: Pictures, error: InvalidRequest) -> InvalidRequest:
+    """The core's problems, each by the field that said what it is about."""
+
+    def told(problem: Problem) -> Problem:
+        if problem.field == "images":
+            return replace(problem, field=pictures.name)
+        names = SAID_BY.get(problem.field, (problem.field,))
+        said = (name for name in names if _is_said(asked.said.get(name)))
+        return replace(problem, field=next(said, names[0]))
+
+    return error.retold(told)
+
+
 def digest(asked: Asked, model: str, pictures: Pictures) -> str:
     """SHA-256 of all that was asked, however it was wrapped: the same for a repeated request."""
     mac = hashlib.sha256(json.dumps([model, asked.values], sort_keys=True).encode())
@@ -247,6 +270,10 @@ def _text_of(item: JSON, where: str) -> str:
     if isinstance(item, Mapping) and "file_id" in item:
         raise _wrong(where, "files are not kept here by file_id: send image_url")
     raise _wrong(where, 'a picture is a URL, a data URI or base64, or {"image_url": one of them}')
+
+
+def _is_said(value: JSON) -> bool:
+    return value is not None and not (isinstance(value, str) and value.strip().lower() == AUTO)
 
 
 def _is_input(name: str) -> bool:
