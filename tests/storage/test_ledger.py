@@ -1,7 +1,7 @@
 """Money: held with the acceptance, settled with the end, never more than a budget allows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -95,7 +95,13 @@ class Books:
         event = Event(prediction_id=after.id, kind=EventKind.FINISHED, at=NOW)
         await self.predictions.move(before, after, event)
 
-    async def intended(self, running: Prediction, part: int = 0, parts: int = 1) -> Attempt:
+    async def intended(
+        self,
+        running: Prediction,
+        part: int = 0,
+        parts: int = 1,
+        facts: Mapping[str, str] | None = None,
+    ) -> Attempt:
         intent = Attempt(
             id=new_id(),
             prediction_id=running.id,
@@ -106,6 +112,7 @@ class Books:
             parts=parts,
             created_at=NOW,
             next_at=NOW,
+            facts=facts or {},
         )
         await self.attempts.intend(intent, NOW + timedelta(hours=1))
         return intent

@@ -28,7 +28,7 @@ from fluxserve.core.money import (
 )
 from fluxserve.core.ports import Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
-from fluxserve.core.request import BlobRef, ImageRequest
+from fluxserve.core.request import ImageRequest
 from fluxserve.storage import attempts as submissions
 from fluxserve.storage import codec, tables, transitions
 from fluxserve.storage.accept import ONE_BY_ONE, accept
@@ -112,11 +112,9 @@ class BudgetedPredictionStore(SqlPredictionStore):
             _settled(after, event.at, transitions.move(before, after, event, deliveries))
         )
 
-    async def delete(self, prediction_id: str) -> Sequence[BlobRef]:
-        return await self._database.run(transitions.forget(prediction_id, part_with))
-
-    async def purge(self, created_before: datetime, limit: int = 100) -> int:
-        return await self._database.run(transitions.purge(created_before, limit, part_with))
+    def _before_delete(self, prediction_id: str) -> Transition[None]:
+        yield from part_with(prediction_id)
+        yield from super()._before_delete(prediction_id)
 
 
 class BudgetedAttemptStore(submissions.AttemptRows):

@@ -299,14 +299,17 @@ def forget(
     return (yield from drop_uses(prediction_id, _blobs(prediction)))
 
 
-def strip(finished_before: datetime, limit: int) -> Transition[tuple[int, Sequence[BlobRef]]]:
+def strip(
+    finished_before: datetime, limit: int, first: Callable[[str], Transition[None]] = nothing
+) -> Transition[tuple[int, Sequence[BlobRef]]]:
     """Drop the pictures and words of old predictions: of how many, and the blobs nothing refers
-    to any more."""
+    to any more. `first` is given the id of each before."""
     rows = yield STRIPPABLE({"before": codec.to_micros(finished_before), "most": limit})
     unused: list[BlobRef] = []
     for row in rows:
         prediction = decode_prediction(row)
         stripped = prediction.strip()
+        yield from first(prediction.id)
         yield STRIP(
             {
                 "prediction_id": prediction.id,
