@@ -1,12 +1,16 @@
 """Weights that visit the device: same results, back home afterwards, everything on the device."""
 
+import weakref
+from copy import deepcopy
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 from fluxserve.flux.encoders import ClipText, T5Encoder
 from fluxserve.flux.offload import stream
-from fluxserve.flux.quantize import Fp8Linear
+from fluxserve.flux.quantize import Fp8Linear, quantize
 from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ClipSpec, T5Spec
 from fluxserve.flux.weights import Model, load
@@ -45,3 +49,32 @@ def test_a_model_is_loaded_in_8_bits_at_once(embedded_folder: Path) -> None:
     model = load(embedded_folder, device="cpu", dtype="float32", linears=Linears.FP8)
     kinds = [type(module) for module in model.transformer.modules()]
     assert kinds.count(Fp8Linear) == 2 * 8 + 6 * 2
+
+
+def test_while_it_is_read_a_model_is_never_exact_as_a_whole(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact: list[weakref.ref[Tensor]] = []
+    there: list[int] = []
+
+    class Seen(Fp8Linear):
+        def __init__(self, layer: nn.Linear) -> None:
+            there.append(sum(weight() is not None for weight in exact))
+            exact.append(weakref.ref(layer.weight))
+            super().__init__(layer)
+
+    monkeypatch.setattr("fluxserve.flux.quantize.Fp8Linear", Seen)
+    load(embedded_folder, device="cpu", dtype="float32", linears=Linears.FP8)
+    assert len(there) == 2 * 8 + 6 * 2
+    assert max(there) <= 1  # of those that were complete before
+
+
+def test_in_8_bits_while_read_equals_in_8_bits_afterwards(
+    embedded: Model, embedded_folder: Path
+) -> None:
+    read = load(embedded_folder, device="cpu", dtype="float32", linears=Linears.FP8)
+    later = quantize(deepcopy(embedded.transformer))
+    found, expected = read.transformer.state_dict(), later.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].float(), tensor.float()), name

@@ -15,11 +15,14 @@ from fluxserve.flux.packed import Row
 from fluxserve.flux.quantize import (
     FP8_MAX,
     Fp8Linear,
+    can,
     check,
     quantize,
     quantize_rows,
     reference,
+    ways,
 )
+from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import TransformerSpec
 from fluxserve.flux.weights import Model, load
 from tests.flux.conftest import Asked, Pair, ask, pair
@@ -181,6 +184,35 @@ def test_the_small_model_paints_nearly_the_same_picture(
     psnr = 10 * torch.log10((exact.max() - exact.min()) ** 2 / noise)
     assert noise > 0
     assert psnr > 30  # a narrow model: 35 to 39 dB at 128 px
+
+
+def test_a_device_has_the_kernel_if_a_small_product_comes_out_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")
+
+    def wrong(values: Tensor, scales: Tensor, *_: Tensor) -> Tensor:
+        return values.bfloat16() * scales
+
+    device = torch.device("cpu")  # torch has the kernel for it
+    for kernel, answer in ((None, True), (refused, False), (wrong, False)):
+        with monkeypatch.context() as patched:
+            if kernel is not None:
+                patched.setattr("fluxserve.flux.quantize.kernel", kernel)
+            assert can.__wrapped__(device) is answer
+
+
+def test_a_gpu_without_the_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxserve.flux.quantize.can", lambda device: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(WeightsError, match=r"no 8-bit .* works on Tesla T4; use bfloat16"):
+        check(torch.device("cuda"))
+    with pytest.raises(WeightsError, match="Tesla T4"):
+        ways("fp8", "auto", torch.device("cuda"))
+    assert ways("bfloat16", "auto", torch.device("cuda")) == (Linears.EXACT,)
+    monkeypatch.setattr("fluxserve.flux.quantize.can", lambda device: True)
+    assert ways("bfloat16", "auto", torch.device("cuda")) == (Linears.BOTH, Linears.EXACT)
 
 
 def test_a_cpu_has_the_reference_and_other_devices_are_refused() -> None:

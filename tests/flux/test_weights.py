@@ -151,5 +151,21 @@ def test_an_unknown_number_type_is_refused() -> None:
         weights.choose_dtype("int4", torch.device("cpu"))
 
 
+def test_prompts_keep_their_meaning_beside_a_transformer_in_half_precision(folder: Path) -> None:
+    def louder(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if name.endswith("DenseReluDense.wo.weight"):
+                tensors[name] = tensors[name].float() * 300
+
+    edit_tensors(folder / "text_encoder_2/model.safetensors", louder)
+    half, exact = (weights.load(folder, device="cpu", dtype=d) for d in ("float16", "float32"))
+    found, expected = (model.text.encode("a red apple") for model in (half, exact))
+    assert found.tokens.dtype is found.pooled.dtype is half.dtype is torch.float16
+    torch.testing.assert_close(found.tokens.float(), expected.tokens, rtol=2**-10, atol=1e-3)
+    torch.testing.assert_close(found.pooled.float(), expected.pooled, rtol=2**-10, atol=1e-3)
+    ids = torch.arange(1, 9)[None]
+    assert not half.text.t5.half()(ids).isfinite().all()  # what would have come of it
+
+
 def test_short_types_are_not_chosen_for_a_cpu() -> None:
     assert weights.choose_dtype("auto", torch.device("cpu")) is torch.float32

@@ -20,6 +20,14 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
+def text_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the encoders compute in beside a transformer in `dtype`.
+
+    Values of T5 grow beyond the largest float16; cut off there they would mean something else.
+    """
+    return torch.float32 if dtype is torch.float16 else dtype
+
+
 # --- CLIP ---------------------------------------------------------------------------------------
 
 

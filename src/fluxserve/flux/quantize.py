@@ -16,13 +16,14 @@ that the kernel approximates. Tests compare with that; the kernel itself they ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from fluxserve.flux.folder import WeightsError
-from fluxserve.flux.modules import DoubleBlock, FluxTransformer, SingleBlock
+from fluxserve.flux.modules import FluxTransformer
 from fluxserve.flux.skips import FP8 as NAME
 from fluxserve.flux.skips import Linears
 
@@ -30,10 +31,12 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest e4m3 value
 SCALE_MIN = 1e-12  # of a row of zeros, so that nothing is divided by zero
 ALIGN = 16  # inputs and outputs must be multiples of it
-CAPABILITY_MIN = (9, 0)  # Hopper: the first with kernels for row-wise scales
-# The layers that hold 99 % of the work of a step; all others stay as they are.
+BLOCKS = ("doubles.", "singles.")
+# The layers of the blocks that hold 99 % of the work of a step; all others stay as they are.
 STREAM_LAYERS = ("qkv", "out", "up", "down")
 SINGLE_LAYERS = ("fused", "out")
+TRIAL_SIZE = 256  # of the product that shows whether a device has the kernel
+TRIAL_ERROR = 2**-4  # relative to the spread of its values; rounding to bfloat16 is 2^-6 of it
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,16 +74,7 @@ class Fp8Linear(nn.Module):
         return reference(values, scales, self.weight, self.scales, self.bias).to(x.dtype)
 
     def _kernel(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        y: Tensor = torch._scaled_mm(
-            values,
-            self.weight.t(),
-            scale_a=scales,
-            scale_b=self.scales.t(),
-            bias=self.bias.to(torch.bfloat16),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-        return y.to(dtype)
+        return kernel(values, scales, self.weight, self.scales, self.bias).to(dtype)
 
 
 class TwinLinear(nn.Module):
@@ -103,6 +97,22 @@ class TwinLinear(nn.Module):
         return torch.cat([self.exact(x[:exact]), self.coarse(x[exact:])])
 
 
+def kernel(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
+) -> Tensor:
+    """The product in one kernel, where the device has one: bfloat16 (N, n_out)."""
+    y: Tensor = torch._scaled_mm(
+        values,
+        weight.t(),
+        scale_a=scales,
+        scale_b=weight_scales.t(),
+        bias=bias.to(torch.bfloat16),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    return y
+
+
 def reference(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
 ) -> Tensor:
@@ -115,40 +125,61 @@ def reference(
     return products * scales.double() * weight_scales.double().t() + bias.double()
 
 
-def quantize(model: FluxTransformer, device: torch.device | None = None) -> FluxTransformer:
-    """Replace the large linears of the blocks in place, one after the other; returns `model`.
+def quantize(model: FluxTransformer) -> FluxTransformer:
+    """Replace the large linears of the blocks in place, where they are; returns `model`.
 
-    With `device` each goes there before, and the rest of the model afterwards. Embedders,
-    modulation and the last layer stay: they are small and carry what all rows share.
+    Embedders, modulation and the last layer stay: they are small and carry what all rows share.
     """
-    for above, name, layer in _large(model):
-        setattr(above, name, Fp8Linear(layer if device is None else layer.to(device)))
-    return model if device is None else model.to(device)
+    for path, layer in large(model).items():
+        _replace(model, path, Fp8Linear(layer))
+    return model
 
 
 def twin(model: FluxTransformer) -> FluxTransformer:
     """Put 8-bit copies beside the large linears of the blocks, where they are; returns `model`."""
-    for above, name, layer in _large(model):
-        setattr(above, name, TwinLinear(layer))
+    for path, layer in large(model).items():
+        _replace(model, path, TwinLinear(layer))
     return model
 
 
-def _large(model: FluxTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """What holds each of the large linears, its name there, and the layer."""
-    for block in model.doubles:
-        assert isinstance(block, DoubleBlock)
-        for stream in (block.text, block.image):
-            yield from _named(stream, STREAM_LAYERS)
-    for single in model.singles:
-        assert isinstance(single, SingleBlock)
-        yield from _named(single, SINGLE_LAYERS)
+class Rounding:
+    """Replaces each large linear of a model that is being read as soon as it is complete.
+
+    So its exact values never lie in memory together: of 22 GiB of FLUX.1, a few layers at a time.
+    """
+
+    def __init__(self, model: FluxTransformer, device: torch.device) -> None:
+        """The 8-bit linears go to `device`, wherever the exact ones are."""
+        self._model, self._device = model, device
+        self._lacking = {path: {"weight", "bias"} for path in large(model)}
+
+    def __call__(self, parameter: str) -> None:
+        """A parameter of the model has all of its values."""
+        path, _, leaf = parameter.rpartition(".")
+        lacking = self._lacking.get(path)
+        if lacking is None:
+            return
+        lacking.discard(leaf)
+        if not lacking:
+            layer = self._model.get_submodule(path)
+            assert isinstance(layer, nn.Linear)
+            _replace(self._model, path, Fp8Linear(layer.to(self._device)))
 
 
-def _named(above: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for name in names:
-        layer = above.get_submodule(name)
-        if isinstance(layer, nn.Linear):
-            yield above, name, layer
+def large(model: FluxTransformer) -> Mapping[str, nn.Linear]:
+    """The large linears of the blocks that are exact, by their names in the model."""
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and path.startswith(BLOCKS)
+        and path.rpartition(".")[2] in (*STREAM_LAYERS, *SINGLE_LAYERS)
+    }
+
+
+def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    above, _, name = path.rpartition(".")
+    setattr(model.get_submodule(above), name, layer)
 
 
 def ways(dtype: str, twins: str, device: torch.device) -> tuple[Linears, ...]:
@@ -168,9 +199,22 @@ def ways(dtype: str, twins: str, device: torch.device) -> tuple[Linears, ...]:
     return (Linears.EXACT,)
 
 
+@cache
 def can(device: torch.device) -> bool:
-    """Whether a CUDA device has the 8-bit kernels."""
-    return torch.cuda.get_device_capability(device) >= CAPABILITY_MIN
+    """Whether a GPU has the 8-bit kernel and computes with it what the reference does.
+
+    It is tried: which GPUs have it differs from one version of torch and CUDA to the next.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return False
+    drawn = torch.randn(2, TRIAL_SIZE, TRIAL_SIZE, generator=torch.Generator().manual_seed(0))
+    left, right = (quantize_rows(part) for part in drawn.to(device))
+    bias = torch.zeros(TRIAL_SIZE, device=device)
+    try:
+        error = (kernel(*left, *right, bias) - reference(*left, *right, bias)).abs().amax()
+        return bool(error <= TRIAL_ERROR * TRIAL_SIZE**0.5)
+    except RuntimeError:
+        return False
 
 
 def check(device: torch.device) -> None:
@@ -180,8 +224,7 @@ def check(device: torch.device) -> None:
     if device.type != "cuda":
         raise WeightsError(f"fp8: {device.type} has no 8-bit matrix products; use bfloat16")
     if not can(device):
-        found = torch.cuda.get_device_capability(device)
         raise WeightsError(
-            f"fp8: this GPU has compute capability {found[0]}.{found[1]},"
-            f" {CAPABILITY_MIN[0]}.{CAPABILITY_MIN[1]} is needed; use bfloat16"
+            f"fp8: torch {torch.__version__} has no 8-bit matrix product with a scale for every"
+            f" row that works on {torch.cuda.get_device_name(device)}; use bfloat16"
         )

@@ -43,9 +43,12 @@ class TextEncoder:
         clip_tokenizer: Tokenizer,
         t5_tokenizer: Tokenizer,
         *,
+        dtype: torch.dtype,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        """`dtype` is that of embeddings, whatever the encoders compute in."""
         self.clip, self.t5 = clip, t5
+        self._dtype = dtype
         self._tokenizers = (clip_tokenizer, t5_tokenizer)
         self._cache: Cache[TextEmbedding] = Cache(cache_bytes, lambda value: value.size_bytes)
 
@@ -60,7 +63,9 @@ class TextEncoder:
             torch.tensor([tokenizer.encode(prompt).ids], device=device)
             for tokenizer in self._tokenizers
         )
-        return TextEmbedding(tokens=self.t5(long)[0], pooled=self.clip(short)[0])
+        return TextEmbedding(
+            tokens=self.t5(long)[0].to(self._dtype), pooled=self.clip(short)[0].to(self._dtype)
+        )
 
     def forget(self) -> None:
         """Let go of the embeddings of prompts seen before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fluxserve.flux import quantize
 from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.cache import Cache
-from fluxserve.flux.encoders import ClipText, T5Encoder, clip_names, t5_names
+from fluxserve.flux.encoders import ClipText, T5Encoder, clip_names, t5_names, text_dtype
 from fluxserve.flux.folder import WeightsError, inspect, weight_files
 from fluxserve.flux.modules import FluxTransformer, Placement, placements
 from fluxserve.flux.offload import stream
@@ -90,52 +91,84 @@ def load(
     """Load a FLUX.1 model from `folder`; WeightsError says what is wrong with it.
 
     `linears` says how the large ones of the transformer are kept. Those that are wanted in 8 bits
-    only are read into main memory first, so the device never holds more than the result. With
-    `streams_text` the text encoders stay in main memory and visit the device layer by layer.
+    only become so while they are read, so neither the device nor main memory ever holds all of them
+    exact. With `streams_text` the text encoders stay in main memory and visit the device layer by
+    layer.
     """
     spec = inspect(folder)
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
-    names = placements(spec.transformer)
-    with torch.device("meta"):
-        network = FluxTransformer(spec.transformer)
-        vae, clip, t5 = Autoencoder(spec.autoencoder), ClipText(spec.clip), T5Encoder(spec.t5)
     if linears is not Linears.EXACT:
         quantize.check(place)
+    parts = _parts(folder, spec)
     host = torch.device("cpu")
-    sources: tuple[tuple[nn.Module, Path, Place], ...] = (
-        (network, folder / "transformer", lambda name: names.get(name)),
-        (vae, folder / "vae", Placement),
-        (clip, folder / "text_encoder", lambda name: Placement(clip_names(name))),
-        (t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name))),
-    )
-    for part, source, goes in sources:
-        _fill(part, source.name, _shapes(source), goes)  # nothing is read yet: is all of it there?
-    of_text = host if streams_text else place
-    parts: tuple[tuple[nn.Module, torch.device], ...] = (
-        (network, host if linears is Linears.FP8 else place),
-        (vae, place),
-        (clip, of_text),
-        (t5, of_text),
-    )
-    for part, where in parts:
-        _place(part, kind, where)
-    for part, source, goes in sources:
-        _fill(part, source.name, _tensors(source), goes)
+    rounding = None
     if linears is Linears.FP8:
-        quantize.quantize(network, place)
-    elif linears is Linears.BOTH:
-        quantize.twin(network)
+        rounding = quantize.Rounding(parts.network, place)
+        _place_large(parts.network, kind)
+    for part in (parts.network, parts.vae):
+        _place(part, kind, place)
+    for encoder in (parts.clip, parts.t5):
+        _place(encoder, text_dtype(kind), host if streams_text else place)
+    for module, source, goes in parts.sources(folder):
+        _fill(module, source.name, _tensors(source), goes, rounding)
+    if linears is Linears.BOTH:
+        quantize.twin(parts.network)
     if streams_text:
-        stream(clip, place)
-        stream(t5, place)
-    text = TextEncoder(
-        clip,
-        t5,
+        stream(parts.clip, place)
+        stream(parts.t5, place)
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)  # other streams than this thread's will read the weights
+    return Model(spec, parts.network, parts.vae, _text(folder, spec, parts, kind))
+
+
+def check(folder: Path) -> None:
+    """Raise WeightsError unless all of a model is in `folder`; values are not read."""
+    _parts(folder, inspect(folder))
+
+
+# --- the parts ----------------------------------------------------------------------------------
+
+
+class _Parts(NamedTuple):
+    network: FluxTransformer
+    vae: Autoencoder
+    clip: ClipText
+    t5: T5Encoder
+
+    def sources(self, folder: Path) -> tuple[tuple[nn.Module, Path, Place], ...]:
+        """Each part, the folder it is read from, and where a tensor of that goes."""
+        names = placements(self.network.spec)
+        return (
+            (self.network, folder / "transformer", names.get),
+            (self.vae, folder / "vae", Placement),
+            (self.clip, folder / "text_encoder", lambda name: Placement(clip_names(name))),
+            (self.t5, folder / "text_encoder_2", lambda name: Placement(t5_names(name))),
+        )
+
+
+def _parts(folder: Path, spec: ModelSpec) -> _Parts:
+    """The parts without room for values, once it is known that `folder` has all of them."""
+    with torch.device("meta"):
+        parts = _Parts(
+            FluxTransformer(spec.transformer),
+            Autoencoder(spec.autoencoder),
+            ClipText(spec.clip),
+            T5Encoder(spec.t5),
+        )
+    for module, source, goes in parts.sources(folder):
+        _fill(module, source.name, _shapes(source), goes)
+    return parts
+
+
+def _text(folder: Path, spec: ModelSpec, parts: _Parts, dtype: torch.dtype) -> TextEncoder:
+    return TextEncoder(
+        parts.clip,
+        parts.t5,
         load_tokenizer(folder / "tokenizer"),
         load_tokenizer(folder / "tokenizer_2", length=spec.text_tokens),
+        dtype=dtype,
     )
-    return Model(spec, network, vae, text)
 
 
 # --- read ---------------------------------------------------------------------------------------
@@ -170,32 +203,45 @@ def _shapes(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _place(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Room for the parameters of a module that was built without any.
+    """Room for the parameters that have none yet.
 
     Not `to` and `to_empty`: on modules without room these import torch's compiler, for a second.
     """
     for layer in module.modules():
         for name, parameter in list(layer.named_parameters(recurse=False)):
-            room = torch.empty(parameter.shape, dtype=dtype, device=device)
-            setattr(layer, name, nn.Parameter(room, requires_grad=False))
+            if parameter.is_meta:
+                room = torch.empty(parameter.shape, dtype=dtype, device=device)
+                setattr(layer, name, nn.Parameter(room, requires_grad=False))
     module.eval()
 
 
+def _place_large(network: FluxTransformer, dtype: torch.dtype) -> None:
+    """Room in main memory for the large linears; none is taken until values are written there."""
+    for layer in quantize.large(network).values():
+        _place(layer, dtype, torch.device("cpu"))
+
+
 def _fill(
-    module: nn.Module, part: str, tensors: Iterator[tuple[str, Tensor]], place: Place
+    module: nn.Module,
+    part: str,
+    tensors: Iterator[tuple[str, Tensor]],
+    place: Place,
+    complete: Callable[[str], None] | None = None,
 ) -> None:
     """Copy every tensor to where it belongs; nothing may be left over or missing.
 
-    A module that has no room yet is only compared.
+    A module that has no room yet is only compared. `complete` is told of every parameter that has
+    all of its rows.
     """
-    parameters = dict(module.named_parameters())
-    rows_left = {name: parameter.shape[0] for name, parameter in parameters.items()}
+    rows_left = {name: parameter.shape[0] for name, parameter in module.named_parameters()}
     with torch.no_grad():
         for name, tensor in diffusers_names(tensors):
             found = place(name)
-            if found is None or found.parameter not in parameters:
+            if found is None or found.parameter not in rows_left:
                 raise WeightsError(f"{part}: unknown tensor {name}: another architecture")
-            target = parameters[found.parameter][found.start : found.end]
+            if rows_left[found.parameter] <= 0:
+                continue  # once more under a second name
+            target = module.get_parameter(found.parameter)[found.start : found.end]
             if target.shape != tensor.shape:
                 raise WeightsError(
                     f"{part}: {name} is {tuple(tensor.shape)}, the config says"
@@ -203,6 +249,8 @@ def _fill(
                 )
             target.copy_(tensor)
             rows_left[found.parameter] -= tensor.shape[0]
+            if complete is not None and rows_left[found.parameter] <= 0:
+                complete(found.parameter)
     lacking = [name for name, rows in rows_left.items() if rows > 0]
     if lacking:
         raise WeightsError(f"{part}: {len(lacking)} tensors missing, like {lacking[0]}")

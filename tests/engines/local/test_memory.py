@@ -39,12 +39,13 @@ def place(
     linears: Sequence[Linears] = (Linears.EXACT,),
     host_gib: float = 64.0,
     rows_max: int = 6144,
+    dtype: torch.dtype = torch.bfloat16,
     spec: ModelSpec = KONTEXT,
 ) -> MemoryPlan:
     return plan(
         spec,
         device=device,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         linears=linears,
         rows_max=rows_max,
         requests_max=16,
@@ -101,16 +102,38 @@ def test_text_encoders_give_way_when_the_device_is_too_small_for_all() -> None:
     assert place(24, linears=[Linears.FP8]).streams_text
 
 
-def test_a_device_that_is_too_small_is_refused_with_the_numbers() -> None:
-    with pytest.raises(WeightsError, match=r"needs \d\d\.\d GiB on cuda, 24\.0 GiB are free; fp8"):
+@pytest.mark.parametrize(("has_kernel", "advice"), [(True, "fp8 weights"), (False, "free some")])
+def test_a_device_that_is_too_small_is_refused_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, has_kernel: bool, advice: str
+) -> None:
+    monkeypatch.setattr("fluxserve.engines.local.memory.can", lambda device: has_kernel)
+    told = rf"needs \d\d\.\d GiB on cuda, 24\.0 GiB are free; {advice}"
+    with pytest.raises(WeightsError, match=told):
         place(24)
     with pytest.raises(WeightsError, match=r"8\.0 GiB are free; free some memory"):
         place(8, linears=[Linears.FP8])
 
 
 def test_text_encoders_need_main_memory_instead() -> None:
+    # 9.1 GiB of values; T5's large layers of 80 MiB each are 128 MiB once they are pinned.
+    with pytest.raises(WeightsError, match=r"need 12\.7 GiB of main memory .* 10\.0 GiB are free"):
+        place(34, host_gib=10)
+    assert place(34, host_gib=13).streams_text
+
+
+def test_memory_that_is_not_pinned_holds_just_the_values() -> None:
     with pytest.raises(WeightsError, match=r"need 9\.1 GiB of main memory .* 4\.0 GiB are free"):
-        place(34, host_gib=4)
+        place(34, host_gib=4, device=torch.device("mps"))
+
+
+def test_in_8_bits_only_the_transformer_needs_no_main_memory() -> None:
+    assert place(40, linears=[Linears.FP8], host_gib=1).linears is Linears.FP8
+
+
+def test_text_encoders_beside_half_precision_are_twice_as_large() -> None:
+    short, half = place(139), place(139, dtype=torch.float16)
+    assert half.text_bytes == 2 * short.text_bytes
+    assert half.transformer_bytes == short.transformer_bytes
 
 
 def test_on_a_cpu_there_is_nowhere_else_to_put_anything() -> None:

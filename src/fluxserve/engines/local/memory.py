@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from fluxserve.flux.autoencoder import Autoencoder
-from fluxserve.flux.encoders import ClipText, T5Encoder
+from fluxserve.flux.encoders import ClipText, T5Encoder, text_dtype
 from fluxserve.flux.folder import WeightsError
 from fluxserve.flux.modules import FluxTransformer
-from fluxserve.flux.quantize import SINGLE_LAYERS, STREAM_LAYERS
+from fluxserve.flux.quantize import can, large
 from fluxserve.flux.skips import Linears
 from fluxserve.flux.spec import ModelSpec
 
@@ -87,9 +87,11 @@ def plan(
         texts: tuple[nn.Module, ...] = (ClipText(spec.clip), T5Encoder(spec.t5))
     size = dtype.itemsize
     transformers = {kind: _transformer_bytes(network, size, kind) for kind in linears}
-    text, decoder = sum(_count(part) for part in texts) * size, _count(vae) * size
+    text_size = text_dtype(dtype).itemsize
+    text, decoder = sum(_count(part) for part in texts) * text_size, _count(vae) * size
+    kept = _kept_bytes(texts, text_size, device)
     work = _work_bytes(spec, size, rows_max, requests_max)
-    window = 2 * max(_largest(part) for part in texts) * size
+    window = 2 * max(_largest(part) for part in texts) * text_size
     own = CONTEXT_BYTES.get(device.type, GIB)
     last = linears[-1]
     # Text encoders are streamed for no sake but that of the last: every prompt would feel it.
@@ -97,7 +99,7 @@ def plan(
         transformer = transformers[kind]
         resident = transformer + decoder + work + (window if streams else text)
         needed = int(resident * (1 + HOLES)) + own
-        is_possible = not streams or (device.type != "cpu" and text <= host)
+        is_possible = not streams or (device.type != "cpu" and kept <= host)
         if needed <= free and is_possible:
             return MemoryPlan(
                 transformer_bytes=transformer,
@@ -112,7 +114,7 @@ def plan(
             )
     least = transformers[last] + decoder + work + (text if device.type == "cpu" else window)
     least = int(least * (1 + HOLES)) + own
-    raise WeightsError(_refusal(spec, device, least, free, text, host, linears=last))
+    raise WeightsError(_refusal(spec, device, least, free, kept, host, linears=last))
 
 
 def _refusal(
@@ -133,7 +135,7 @@ def _refusal(
     advice = "free some memory or choose a smaller model"
     if linears is Linears.BOTH:
         advice = "without 8-bit copies of the linears (engine.fp8) it needs less"
-    elif linears is Linears.EXACT and device.type == "cuda":
+    elif linears is Linears.EXACT and device.type == "cuda" and can(device):
         advice = f"fp8 weights need half; otherwise {advice}"
     return f"{spec.name} needs {_gib(least)} on {device}, {_gib(free)} are free; {advice}"
 
@@ -154,23 +156,27 @@ def _largest(module: nn.Module) -> int:
     )
 
 
+def _kept_bytes(parts: Sequence[nn.Module], size: int, device: torch.device) -> int:
+    """Main memory of weights that only visit the device.
+
+    For CUDA it is pinned, where torch rounds every tensor up to a power of two.
+    """
+    sizes = [parameter.numel() * size for part in parts for parameter in part.parameters()]
+    if device.type == "cuda":
+        sizes = [1 << (each - 1).bit_length() for each in sizes]
+    return sum(sizes)
+
+
 def _transformer_bytes(network: FluxTransformer, size: int, linears: Linears) -> int:
     """Bytes of the transformer; an 8-bit weight has a float32 scale for every output beside it."""
-    names = {*STREAM_LAYERS, *SINGLE_LAYERS}
-    large = [
-        layer
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear)
-        and name.rpartition(".")[2] in names
-        and name.startswith(("doubles.", "singles."))
-    ]
+    layers = large(network).values()
     exact = _count(network) * size
     if linears is Linears.EXACT:
         return exact
-    in_8_bits = sum(layer.weight.numel() + 4 * layer.out_features for layer in large)
+    in_8_bits = sum(layer.weight.numel() + 4 * layer.out_features for layer in layers)
     if linears is Linears.BOTH:
         return exact + in_8_bits
-    return exact - sum(layer.weight.numel() * size for layer in large) + in_8_bits
+    return exact - sum(layer.weight.numel() * size for layer in layers) + in_8_bits
 
 
 def _work_bytes(spec: ModelSpec, size: int, rows: int, requests: int) -> int:
