@@ -325,7 +325,6 @@ class House:
             predictions=self.predictions.get,
             courier=courier,
             clock=now,
-            is_ours=lambda id_: self.live.get(id_) is not None,
         )
         return deliverer, updates
 

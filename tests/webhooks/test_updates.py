@@ -151,15 +151,6 @@ async def test_outputs_of_a_lost_attempt_are_forgotten(post: Post) -> None:
         assert b'"output":["out-0"]' in (await receiver.next()).body
 
 
-async def test_what_runs_elsewhere_is_told_elsewhere(post: Post) -> None:
-    async with receiving() as receiver:
-        post.updates._is_ours = lambda prediction_id: False
-        await post.updates.start()
-        prediction = await running(post, receiver, "output")
-        post.bus.publish(output(post, prediction))
-        assert not post.updates._tasks
-
-
 async def test_an_unknown_prediction_ends_the_story(
     post: Post, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,18 +240,6 @@ async def test_one_that_ended_at_another_server_is_followed_no_longer(post: Post
         assert not post.updates._stories
 
 
-async def test_one_that_another_server_took_over_is_followed_no_longer(post: Post) -> None:
-    post.updates._recheck_s = 0.05
-    async with receiving() as receiver:
-        await post.updates.start()
-        prediction = await running(post, receiver, "logs", "completed")
-        post.bus.publish(post.event(prediction, EventKind.LOG))
-        await receiver.next()
-        post.updates._is_ours = lambda prediction_id: False
-        await idle(post)
-        assert not post.updates._stories
-
-
 async def test_those_that_want_no_news_and_ended_elsewhere_are_not_kept_for_ever(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +248,6 @@ async def test_those_that_want_no_news_and_ended_elsewhere_are_not_kept_for_ever
         await post.updates.start()
         for _ in range(3):
             prediction = await running(post, receiver, "completed")
-            post.updates._is_ours = lambda asked, own=prediction.id: asked == own
             post.bus.publish(post.event(prediction, EventKind.LOG))
             await idle(post)
         assert len(post.updates._stories) == 1

@@ -49,16 +49,13 @@ class Updates:
         predictions: Callable[[str], Awaitable[Prediction]],
         courier: Courier,
         clock: Callable[[], datetime],
-        is_ours: Callable[[str], bool] = lambda prediction_id: True,
         interval_s: float = INTERVAL_S,
         recheck_s: float = RECHECK_S,
     ) -> None:
-        """`is_ours(id)`: whether it runs in this process, so that one process tells of it."""
         self._bus = bus
         self._predictions = predictions
         self._courier = courier
         self._clock = clock
-        self._is_ours = is_ours
         self._interval_s = interval_s
         self._recheck_s = recheck_s
         self._stories: dict[str, _Story] = {}
@@ -78,7 +75,7 @@ class Updates:
     def _hear(self, event: Event) -> None:
         story = self._stories.get(event.prediction_id)
         if story is None:
-            if event.kind not in _KINDS or not self._may_follow(event.prediction_id):
+            if event.kind not in _KINDS or not self._may_follow():
                 return
             self._forget_unwanted()
             story = self._stories[event.prediction_id] = _Story()
@@ -101,16 +98,13 @@ class Updates:
                 return
         story.wake.set()
 
-    def _may_follow(self, prediction_id: str) -> bool:
-        if self._is_stopping or len(self._tasks) >= AT_ONCE:
-            return False
-        return self._is_ours(prediction_id)
+    def _may_follow(self) -> bool:
+        return not self._is_stopping and len(self._tasks) < AT_ONCE
 
     def _forget_unwanted(self) -> None:
         """Those that ended elsewhere were never heard of again."""
         if len(self._stories) >= UNWANTED_MAX:
-            known = self._stories.items()
-            self._stories = {id_: one for id_, one in known if one.is_wanted or self._is_ours(id_)}
+            self._stories = {id_: one for id_, one in self._stories.items() if one.is_wanted}
 
     async def _tell(self, prediction_id: str, story: _Story) -> None:
         """Follow one prediction to its end, or note that nobody asked for news of it."""
@@ -145,8 +139,7 @@ class Updates:
                 await asyncio.sleep(self._interval_s)
             elif not await self._woken(story):
                 prediction = await self._predictions(prediction_id)
-                if prediction.is_terminal or not self._is_ours(prediction_id):
-                    return
+                story.has_ended |= prediction.is_terminal
 
     async def _woken(self, story: _Story) -> bool:
         # Not wait_for: on Python 3.11 it forgets a cancel that meets a wake-up.
