@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 WORK_MAX = 64  # polls, look-ups and downloads under way at once
 SHORTEST_S = 0.005
+TAKEN_S = 0.1  # others have in hand what is due, or hold its rows locked: no haste
 LOOK_S = 1.0  # rows that became due elsewhere are seen this late
 ALONE_LOOK_S = 5.0  # there is no elsewhere: what becomes due is heard of
 
@@ -73,17 +74,22 @@ class DueRows:
         at = self._desk.clock()
         fresh = [row for row in rows if row[1] <= at and self._held.get(row[0]) != row[1]]
         if fresh:
-            await (self._take(fresh[:room]) if self._is_alone else self._claim(at, room))
-            return 0.0
+            if self._is_alone:
+                await self._take(fresh[:room])
+                return 0.0
+            return 0.0 if await self._claim(at, room) else TAKEN_S
         first = next((due_at for _, due_at in rows if due_at > at), None)
         if first is None:
             return self._look_s
         return min(self._look_s, max(SHORTEST_S, (first - at).total_seconds()))
 
-    async def _claim(self, at: datetime, room: int) -> None:
+    async def _claim(self, at: datetime, room: int) -> int:
+        """Returns how many were to be had."""
         until = at + timedelta(seconds=self._desk.lease_s)
-        for attempt in await self._desk.attempts.claim_due(at, until, room):
+        claimed = await self._desk.attempts.claim_due(at, until, room)
+        for attempt in claimed:
             self._start(attempt)
+        return len(claimed)
 
     async def _take(self, rows: Sequence[tuple[str, datetime]]) -> None:
         for id_, due_at in rows:
