@@ -1,6 +1,7 @@
 """All channels of this server: started, stopped, looked at, and told what providers call back."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,8 @@ from datetime import datetime, timedelta
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event, EventKind
+from fluxserve.core.ports import Query
+from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream.answers import Provider
 from fluxserve.engines.upstream.base import POLLS_PER_S, Channel, Desk
@@ -184,26 +187,35 @@ class Upstreams:
             prediction_id = await self._canceled.get()
             try:
                 for attempt in await self._desk.attempts.of(prediction_id):
-                    if attempt.state is AttemptState.ACCEPTED:
-                        due = replace(attempt, next_at=self._desk.clock())
-                        await self._desk.attempts.move(attempt, due)
-            except Conflict:
-                pass  # it is being looked at
+                    await self._hurry(attempt)
             except Exception:
                 log.exception("%s: its cancel was not passed on at once", prediction_id)
             self._desk.due.set()
+
+    async def _hurry(self, attempt: Attempt) -> None:
+        if attempt.state is AttemptState.ACCEPTED:
+            with contextlib.suppress(Conflict):  # it is being looked at
+                due = replace(attempt, next_at=self._desk.clock())
+                await self._desk.attempts.move(attempt, due)
 
     async def _recover(self) -> None:
         """Whatever a dead process of ours had begun: look intents up, claim the rest again."""
         now = self._desk.clock()
         if waiting := await self._desk.attempts.hurry(now, timedelta(seconds=1 / POLLS_PER_S)):
             log.info("going on with %d submissions", waiting)
-        for prediction in await self._desk.store.expired(now + timedelta(days=3650)):
-            if prediction.engine not in self._desk.channels:
-                continue
-            attempts = await self._desk.attempts.of(prediction.id)
-            if not is_whole([attempt for attempt in attempts if attempt.state.is_open]):
-                await self._desk.put_back(prediction)  # all of it, or the parts that are missing
+        cursor: tuple[datetime, str] | None = None
+        running = (PredictionStatus.RUNNING,)
+        while rows := await self._desk.store.page(Query(statuses=running, cursor=cursor)):
+            cursor = (rows[-1].created_at, rows[-1].id)
+            for prediction in rows:
+                if prediction.engine in self._desk.channels:
+                    await self._reclaim(prediction)
+
+    async def _reclaim(self, prediction: Prediction) -> None:
+        """Back to the queue: all of it, or the parts that are missing."""
+        attempts = await self._desk.attempts.of(prediction.id)
+        if not is_whole([attempt for attempt in attempts if attempt.state.is_open]):
+            await self._desk.put_back(prediction)
 
     async def _recount(self) -> None:
         counts = await self._desk.attempts.open_counts()
