@@ -236,6 +236,7 @@ class House:
             channels=channels_of(self.choice.channels, self.guard, time.monotonic),
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
             lease_s=self.settings.dispatch.upstream_lease_s,
+            drain_s=self.settings.dispatch.drain_s,
         )
         return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
 

@@ -3,11 +3,12 @@
 import asyncio
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from fluxserve.core.attempts import Attempt, AttemptState
-from fluxserve.core.errors import Unavailable
+from fluxserve.core.errors import Conflict, Unavailable
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.engines.upstream import base
 from fluxserve.engines.upstream.channel import ChannelKind
@@ -190,6 +191,35 @@ async def test_what_the_answer_says_is_kept_where_a_callback_was_faster(
 
 async def has_cost(house: House, asked: Prediction) -> bool:
     return all(one.cost_micro for one in await house.tries(asked))
+
+
+async def test_a_prediction_that_goes_back_to_the_queue_waits_for_the_database(
+    house: House, lend: Lend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, spec = lend(ChannelKind.BFL)
+    house.channel(spec)
+    await house.open()
+    assert house.desk is not None
+    faults = [Conflict("the lease was lost"), Unavailable("the database does not answer")]
+    intend, requeue = house.attempts.intend, house.desk.outcomes.requeue
+
+    async def refused(*said: Any) -> None:
+        if len(faults) == 2:
+            raise faults.pop(0)
+        await intend(*said)
+
+    async def away(*said: Any) -> Any:
+        if faults:
+            raise faults.pop(0)
+        return await requeue(*said)
+
+    monkeypatch.setattr(house.attempts, "intend", refused)
+    monkeypatch.setattr(house.desk.outcomes, "requeue", away)
+    done = await house.made()
+    assert done.status is PredictionStatus.SUCCEEDED, done.failure
+    assert not faults
+    assert done.attempt == 2
+    assert fake.submissions == 1
 
 
 async def test_pictures_that_came_with_the_answer_wait_for_the_store(

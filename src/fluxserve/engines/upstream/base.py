@@ -21,7 +21,6 @@ from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound, Unavailable
 from fluxserve.core.events import Event, EventBus, EventKind
-from fluxserve.core.inputs import load_inputs
 from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
 from fluxserve.core.prediction import Prediction, PredictionStatus
@@ -30,6 +29,7 @@ from fluxserve.core.routing import Router
 from fluxserve.core.sizes import Size
 from fluxserve.engines.upstream.answers import SENT, Order, Provider, Ticket
 from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
+from fluxserve.engines.upstream.inputs import load_at_once
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Desk:
     channels: Mapping[str, Channel]
     callback_base: str = ""  # a URL that providers can reach; the token is appended
     lease_s: float = 60.0  # one worker's time to fetch the inputs, or for one due submission
+    drain_s: float = 20.0  # a stop waits this long for what is being submitted
     in_flight: set[str] = field(default_factory=set)  # tokens whose POST is under way here
     due: asyncio.Event = field(default_factory=asyncio.Event)  # set when something became due
     wakes_at: datetime | None = None  # when those who wait for `due` look anyway
@@ -99,7 +100,7 @@ class Desk:
     ) -> Order:
         """The share `part` of a prediction as an order, its inputs loaded and its size settled."""
         request = prediction.request
-        images, mask = await load_inputs(self.intake, request)
+        images, mask = await load_at_once(self.intake, request)
         first = Size(images[0].width, images[0].height) if images else None
         settled = self.catalog.settle(request, first)
         per = channel.provider.outputs_max(model)

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from fluxserve.core.attempts import Attempt, AttemptState
@@ -33,6 +33,7 @@ from fluxserve.engines.upstream.answers import (
 )
 from fluxserve.engines.upstream.base import OWNER, Channel, Desk, pause, persistently
 from fluxserve.engines.upstream.following import Follower
+from fluxserve.engines.upstream.keeping import while_ours
 from fluxserve.engines.upstream.overflow import Overflow
 from fluxserve.engines.upstream.recourse import Recourse, failure_of, is_resting
 
@@ -68,13 +69,13 @@ class Submitter:
         self._loop = asyncio.create_task(self._claim_forever(), name=name)
 
     async def stop(self) -> None:
-        """Claim no more; let POSTs that are under way come back."""
+        """Claim no more; let POSTs that are under way come back, for as long as a stop may take."""
         if self._loop:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         self._recourse.stop()
         if self._serving:
-            await asyncio.wait(self._serving.values(), timeout=20.0)
+            await asyncio.wait(self._serving.values(), timeout=self._desk.drain_s)
         for task in self._serving.values():
             task.cancel()
         await asyncio.gather(*self._serving.values(), return_exceptions=True)
@@ -146,7 +147,8 @@ class Submitter:
             await self._submit_all(prediction)
         except Conflict as conflict:
             log.info("%s: %s", prediction.id, conflict.message)
-            await self._desk.put_back(prediction)  # if it is still ours: look again from the start
+            # If it is still ours: look again from the start.
+            await self._until_written(lambda: self._desk.put_back(prediction))
         except Exception as error:
             await self._stumbled(prediction, error)
         finally:
@@ -161,9 +163,13 @@ class Submitter:
             log.warning("%s: %s", prediction.id, error.message)
         else:
             log.error("%s could not be submitted", prediction.id, exc_info=error)
+        await self._until_written(lambda: self._go_on_or_end(prediction, error, failure))
+
+    async def _until_written(self, work: Callable[[], Awaitable[None]]) -> None:
+        """`work` again and again while the database does not answer and the server goes on."""
         while True:
             try:
-                await self._go_on_or_end(prediction, error, failure)
+                await work()
                 return
             except Unavailable:
                 if not await self._recourse.pause(LOOK_S):
@@ -239,8 +245,8 @@ class Submitter:
         desk, channel = self._desk, self._channel
         token = new_id()
         try:
-            order = await desk.order(prediction, channel, model, token, part)
-            letter = await channel.provider.prepare(order)
+            ready = self._ready(prediction, model, token, part)
+            order, letter = await while_ours(desk, prediction, ready)
         except Refused as refused:
             # As a row, so that no two channels send a prediction back and forth for ever.
             attempt = await self._intend(prediction, model, Letter(path=""), token, (part, parts))
@@ -266,9 +272,26 @@ class Submitter:
         except Doubtful as doubt:
             await self._doubt(attempt, str(doubt))
             return attempt
+        except asyncio.CancelledError:
+            self._cut(prediction)
+            raise
         finally:
             desk.in_flight.discard(attempt.id)
         return attempt
+
+    async def _ready(
+        self, prediction: Prediction, model: str, token: str, part: int
+    ) -> tuple[Order, Letter]:
+        order = await self._desk.order(prediction, self._channel, model, token, part)
+        return order, await self._channel.provider.prepare(order)
+
+    def _cut(self, prediction: Prediction) -> None:
+        """The server stops in the middle of a submission that is paid for."""
+        name = self._channel.name
+        fate = "it is looked up at the next start"
+        if not self._channel.provider.can_poll:
+            fate = f"its pictures are lost, though paid for: dispatch.drain_s is short for {name}"
+        log.warning("%s was cut off before %s had answered: %s", prediction.id, name, fate)
 
     async def _refused(self, prediction: Prediction, attempt: Attempt, refused: Refused) -> None:
         """It provably did not happen."""
