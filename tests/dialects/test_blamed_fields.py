@@ -1,5 +1,6 @@
 """The field that is blamed is one that the caller sent, in the caller's own spelling."""
 
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,24 @@ async def test_fal_blames_the_field_that_said_the_ratio(
     answer = await client.post(f"/fal/queue/{app}", json=body)
     assert answer.status_code == 422
     assert [detail["loc"] for detail in answer.json()["detail"]] == [["body", field]]
+
+
+SMALL = base64.b64encode(png(200, 300)).decode()
+
+
+@pytest.mark.parametrize("name", ["image", "input_image"])
+@pytest.mark.parametrize("picture", ["!!!", SMALL, "http://10.0.0.1/a.png"])
+async def test_bfl_blames_the_picture_by_the_name_it_came_in(
+    client: httpx.AsyncClient, name: str, picture: str
+) -> None:
+    answer = await client.post("/v1/flux-pro-1.0-fill", json={name: picture})
+    assert answer.status_code == 422
+    assert [detail["loc"] for detail in answer.json()["detail"]] == [["body", name]]
+
+
+async def test_bfl_blames_a_missing_picture_by_its_own_name(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/flux-pro-1.0-fill", json={"prompt": "x"})
+    assert [detail["loc"] for detail in answer.json()["detail"]] == [["body", "image"]]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ async def test_behind_a_proxy_the_redirect_leads_where_the_caller_came_from(
     assert one.headers["location"] == "https://img.internal:8443/fluxserve/v1/keys?a=b%20c"
 
 
+async def test_a_proxys_word_for_a_host_that_is_none_is_not_believed(
+    client: httpx.AsyncClient,
+) -> None:
+    told = {"x-forwarded-host": "["}
+    body = {"version": "black-forest-labs/flux-pro", "input": {"prompt": "x"}}
+    hook = {"webhook": "http://example.invalid/"}
+    answer = await client.post("/v1/predictions", json={**body, **hook}, headers=told)
+    assert answer.status_code == 201, answer.text
+
+
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
     answer = await client.put("/fluxserve/v1/predictions")
     assert answer.status_code == 405

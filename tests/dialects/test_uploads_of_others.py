@@ -1,6 +1,7 @@
-"""Uploads named by id: whoever made one may use it in every dialect, nobody else in any."""
+"""Links of ours as inputs: an upload is for its own key only; a dead link is told as gone."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from fluxserve.app import House
-from tests.dialects.served import client_of, house_on, png
+from tests.dialects.served import ORIGIN, client_of, house_on, png
 
 ASKED: dict[str, tuple[str, str]] = {
     "bfl": ("/v1/flux-kontext-pro", "input_image"),
@@ -52,7 +53,7 @@ async def ask(client: httpx.AsyncClient, dialect: str, url: str) -> httpx.Respon
         case "replicate":
             body = {"input": body}
     return await client.post(
-        path, json=body, headers={"x-key": client.headers["authorization"][7:]}
+        path, json=body, headers={"x-key": client.headers.get("authorization", "")[7:]}
     )
 
 
@@ -68,3 +69,30 @@ async def test_an_upload_is_an_input_for_its_own_key_only(house: House, dialect:
         assert ASKED[dialect][1] in refused.text
         good = await ask(anna, dialect, url)
         assert good.is_success, good.text
+
+
+def is_told_gone(dialect: str, answer: httpx.Response) -> bool:
+    words = "does not exist or has expired" if dialect == "replicate" else "no longer there"
+    return ASKED[dialect][1] in answer.text and words in answer.text
+
+
+@pytest.mark.parametrize("dialect", ASKED)
+async def test_an_upload_that_was_deleted_is_told_as_gone(house: House, dialect: str) -> None:
+    """No public_url is set: this server is known by the name that the caller used."""
+    async with client_of(house, base="http://127.0.0.1:18123") as client:
+        made = await client.post("/v1/files", files={"content": ("a.png", png(), "image/png")})
+        url = made.json()["urls"]["get"]
+        assert (await client.delete(url)).status_code == 204
+        refused = await ask(client, dialect, url)
+        assert 400 <= refused.status_code < 500, refused.text
+        assert is_told_gone(dialect, refused), refused.text
+
+
+@pytest.mark.parametrize("dialect", ASKED)
+async def test_a_signed_link_that_has_expired_is_told_as_gone(house: House, dialect: str) -> None:
+    expired = house.services.clock() - timedelta(seconds=1)
+    url = f"{ORIGIN}/out/{house.services.signer.token('inputs/a.png', expired)}/a.png"
+    async with client_of(house) as client:
+        refused = await ask(client, dialect, url)
+        assert 400 <= refused.status_code < 500, refused.text
+        assert is_told_gone(dialect, refused), refused.text

@@ -9,7 +9,6 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -29,21 +28,18 @@ from fluxserve.core.errors import (
     ErrorCode,
     Failure,
     FluxserveError,
-    InputUnreachable,
     InvalidRequest,
-    NotFound,
     Problem,
     Rule,
     TooLarge,
 )
 from fluxserve.core.events import EventBus
-from fluxserve.core.ids import parse_id
 from fluxserve.core.keyring import KeyRing
 from fluxserve.core.live import LiveBoard
 from fluxserve.core.money import MoneyStore, PriceBook
 from fluxserve.core.ports import BlobStore, DeliveryStore, FileStore, Intake
 from fluxserve.core.prediction import Prediction
-from fluxserve.core.request import JSON, ImageInput
+from fluxserve.core.request import JSON
 from fluxserve.core.routing import Router
 from fluxserve.core.service import PredictionService
 from fluxserve.dialects.links import Links, Signer
@@ -336,6 +332,10 @@ def _is_host(host: str) -> bool:
 
 @lru_cache(maxsize=1024)  # callers use few names, and this is asked on every request
 def _is_plain(host: str) -> bool:
+    try:
+        urlsplit(f"//{host}")
+    except ValueError:  # a bracket too few
+        return False
     return all(character.isalnum() or character in "-._:[]" for character in host)
 
 
@@ -365,32 +365,3 @@ def bearer(request: Request, *schemes: str) -> str | None:
     scheme, _, secret = told.strip().partition(" ")
     wanted = [name.lower() for name in schemes or ("bearer",)]
     return secret.strip() or None if scheme.lower() in wanted else None
-
-
-async def take_image(
-    services: Services, value: str, field_name: str, caller: Caller | None = None
-) -> ImageInput:
-    """An input picture as dialects get it: a URL is judged, inline bytes are checked and stored.
-
-    `caller` may use the uploads that are his own; None: the dialect has seen to that before.
-    InvalidRequest, InputUnreachable (a private address, say) or TooLarge, naming the field.
-    """
-    text = value.strip()
-    if text[:8].lower().startswith(("http://", "https://")):
-        if len(text) > 8192:
-            raise InvalidRequest("a URL of at most 8192 characters", field=field_name)
-        if caller is not None:
-            await check_upload(services, text, field_name, caller)
-        await services.intake.check_url(text, field_name)
-        return ImageInput(url=text, field_name=field_name)
-    return await services.intake.take_text(text, field_name)
-
-
-async def check_upload(services: Services, url: str, field_name: str, caller: Caller) -> None:
-    """Another key's upload is refused like one that is gone: InputUnreachable naming the field."""
-    with suppress(ValueError, NotFound):  # malformed, or not ours: told by the next who looks
-        upload = FILE_PATH.fullmatch(urlsplit(url).path)
-        file_id = parse_id(upload[1]) if upload else None
-        if file_id and not caller.may_see((await services.files.get(file_id)).key_id):
-            message = f"{field_name}: a file of this server that is no longer there"
-            raise InputUnreachable(message, field=field_name)

@@ -1,8 +1,9 @@
-"""Hands stored files to whoever holds a signed link, and knows such links when they come back.
+"""Hands stored files to whoever holds a signed link, and takes pictures in, such links included.
 
 GET, HEAD /out/{token}/{name}   the bytes: no key, ranges, conditions, any origin
 
-The name is what a client may save the file as; the type is read from the bytes.
+The name is what a client may save the file as; the type is read from the bytes. An input picture
+is a link of ours, another URL, or the bytes themselves.
 """
 
 import base64
@@ -10,6 +11,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -19,9 +21,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from fluxserve.core.errors import NotFound
+from fluxserve.core.access import Caller
+from fluxserve.core.errors import InputUnreachable, InvalidRequest, NotFound
 from fluxserve.core.ids import parse_id
-from fluxserve.core.request import JSON, BlobRef
+from fluxserve.core.request import JSON, BlobRef, ImageInput
 from fluxserve.dialects.base import FILE_PATH as FILE_PATH
 from fluxserve.dialects.base import Services
 from fluxserve.dialects.links import SIGNATURE_BYTES
@@ -30,6 +33,7 @@ from fluxserve.dialects.wire import Answer
 CHUNK_BYTES = 1024 * 1024
 CACHE_MAX_S = 3600
 CONDITIONS = frozenset({"range", "if-range", "if-none-match", "if-modified-since"})
+URL_MAX = 8192  # characters of an input picture's
 HEAD_BYTES = 16  # enough to tell the four formats apart
 # Under any mount: some dialects hand out links that stay under the caller's.
 OUT_PATH = re.compile(r"(?:/[A-Za-z0-9_-]{1,64}){0,4}/out/([A-Za-z0-9_-]{16,1000})/[^/]{1,255}")
@@ -69,17 +73,19 @@ def delivery_routes(services: Services) -> list[Route]:
     return [Route(path, deliver), Route(path, preflight, methods=["OPTIONS"])]
 
 
-async def own_blob(services: Services, url: str) -> BlobRef | None:
+async def own_blob(services: Services, url: str, base: str = "") -> BlobRef | None:
     """The stored bytes that a URL of this server means; None for every other URL.
 
     A signed link is known by its signature and an upload by its id, whatever name this server was
-    reached under. NotFound: the URL is ours, and what it led to is gone.
+    reached under. NotFound: what it led to is gone, and the URL is ours, because it begins with
+    the setting public_url or with `base`, by which whoever asks knows this server.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
         return None
-    is_ours = _is_public_host(services, parts.netloc)
+    ours = [urlsplit(known).netloc.lower() for known in (services.http.public_url, base) if known]
+    is_ours = parts.netloc.lower() in ours
     if link := OUT_PATH.fullmatch(parts.path):
         key = services.signer.read(link[1], services.clock())
         if key is not None:
@@ -98,6 +104,30 @@ async def own_blob(services: Services, url: str) -> BlobRef | None:
     return None
 
 
+async def take_image(
+    services: Services,
+    value: str,
+    field_name: str,
+    caller: Caller | None = None,
+    base: str = "",
+) -> ImageInput:
+    """An input picture as dialects get it: a URL is judged, inline bytes are checked and stored.
+
+    `caller` may use the uploads that are his own, and knows this server as `base`; None: the
+    dialect has seen to both before. InvalidRequest, InputUnreachable (a private address, say) or
+    TooLarge, naming the field.
+    """
+    text = value.strip()
+    if text[:8].lower().startswith(("http://", "https://")):
+        if len(text) > URL_MAX:
+            raise InvalidRequest(f"a URL of at most {URL_MAX} characters", field=field_name)
+        if caller is not None:
+            await _judge_own(services, text, field_name, caller, base)
+        await services.intake.check_url(text, field_name)
+        return ImageInput(url=text, field_name=field_name)
+    return await services.intake.take_text(text, field_name)
+
+
 def sniff(head: bytes) -> str | None:
     """The type of a picture by its first bytes, or None."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -109,6 +139,29 @@ def sniff(head: bytes) -> str | None:
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "image/gif"
     return None
+
+
+async def _judge_own(
+    services: Services, url: str, field_name: str, caller: Caller, base: str
+) -> None:
+    """A file of ours that is gone: InputUnreachable naming the field. Another key's is like it."""
+    try:
+        is_gone = await _is_anothers(services, url, caller)
+        await own_blob(services, url, base)
+    except NotFound:
+        is_gone = True
+    if is_gone:
+        message = f"{field_name}: a file of this server that is no longer there"
+        raise InputUnreachable(message, field=field_name)
+
+
+async def _is_anothers(services: Services, url: str, caller: Caller) -> bool:
+    with suppress(ValueError, NotFound):  # malformed, or not ours: told by the next who looks
+        upload = FILE_PATH.fullmatch(urlsplit(url).path)
+        file_id = parse_id(upload[1]) if upload else None
+        if file_id:
+            return not caller.may_see((await services.files.get(file_id)).key_id)
+    return False
 
 
 async def _file(services: Services, request: Request, key: str, token: str) -> Response:
@@ -216,11 +269,6 @@ def _date(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found.replace(tzinfo=UTC) if found and found.tzinfo is None else found
-
-
-def _is_public_host(services: Services, host: str) -> bool:
-    public = services.http.public_url
-    return bool(public) and urlsplit(public).netloc.lower() == host.lower()
 
 
 def _gone() -> Response:

@@ -1,5 +1,6 @@
 """BFL bodies in our words: sizes, ratios, pictures, aliases, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def params_of(name: str, **body: JSON) -> ImageParams:
     form = forms.form_of(name)
     texts, problems = forms.pictures_in(form, said)
     checked = forms.read(form, said)
-    pictures = {key: a_picture() for key in texts}
+    pictures = {forms.own_name(form, key): a_picture() for key in texts}
     assert [*problems, *checked.problems, *forms.judge_pictures(form, pictures)] == []
     return forms.to_params(name, form, checked.values, pictures)
 
@@ -50,7 +51,8 @@ def problems_of(name: str, **body: JSON) -> dict[str, str]:
     texts, problems = forms.pictures_in(form, said)
     found = [*problems, *forms.read(form, said).problems]
     if not found:
-        found = forms.judge_pictures(form, {key: a_picture() for key in texts})
+        pictures = {forms.own_name(form, key): a_picture() for key in texts}
+        found = forms.judge_pictures(form, pictures)
     return {problem.field: problem.message for problem in found}
 
 
@@ -121,12 +123,23 @@ def test_four_pictures_come_in_their_order() -> None:
     assert len(params_of("flux-kontext-pro", prompt="x", **said).images) == 4
 
 
+def test_a_picture_to_work_on_is_named_as_it_was_sent() -> None:
+    for name in ("image", "input_image"):
+        texts, problems = forms.pictures_in(forms.FILL, {name: "a"})
+        assert (texts, problems) == ({name: "a"}, [])
+        pictures = {"image": replace(a_picture(), field_name=name)}
+        given = [Problem(field="images", rule=Rule.OTHER, message="")]
+        assert forms.renamed(forms.FILL, given, pictures)[0].field == name
+    both = {"input_image": "b", "image": "a"}
+    assert forms.pictures_in(forms.FILL, both) == ({"image": "a"}, [])
+
+
 def test_a_fifth_picture_is_refused_by_its_name() -> None:
     names = ["input_image", *(f"input_image_{number}" for number in range(2, 6))]
     params = params_of("flux-kontext-pro", prompt="x", **dict.fromkeys(names, "a"))
     with pytest.raises(InvalidRequest) as caught:
         CATALOG.complete(params)
-    found = forms.renamed(forms.KONTEXT, caught.value.problems)
+    found = forms.renamed(forms.KONTEXT, caught.value.problems, {})
     assert [problem.field for problem in found] == ["input_image_5"]
 
 
@@ -135,7 +148,7 @@ def test_the_cores_names_become_the_endpoints() -> None:
         Problem(field=name, rule=Rule.OTHER, message="")
         for name in ("num_steps", "images", "margins", "width")
     ]
-    found = forms.renamed(forms.FILL, given)
+    found = forms.renamed(forms.FILL, given, {})
     assert [problem.field for problem in found] == ["steps", "image", "top", "width"]
 
 
@@ -163,7 +176,7 @@ def test_an_image_prompt_is_a_variation() -> None:
 def test_a_model_that_cannot_vary_says_so() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_of("flux-dev", prompt="a fox", image_prompt="aGk=")
-    found = forms.renamed(forms.DEV, caught.value.problems)
+    found = forms.renamed(forms.DEV, caught.value.problems, {})
     assert [problem.field for problem in found] == ["image_prompt"]
 
 

@@ -27,11 +27,11 @@ from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, ImageInput, Origin, WebhookSpec
 from fluxserve.core.schema import Field, Kind, check
-from fluxserve.dialects.base import ErrorShape, Services, answering, read_object, take_image
+from fluxserve.dialects.base import ErrorShape, Services, answering, read_object
 from fluxserve.dialects.bfl import alpha, forms, query, words
 from fluxserve.dialects.bfl.errors import error, gateway_error
 from fluxserve.dialects.bfl.forms import Form
-from fluxserve.dialects.delivery import delivery_routes
+from fluxserve.dialects.delivery import delivery_routes, take_image
 from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.wire import Answer, Shown, dump, told
 
@@ -77,6 +77,7 @@ class Api:
         return [
             *submits,
             self._route(f"/flux-{{name}}{suffix}", POST=self.no_model),
+            self._route(f"/flux-{{name}}/{{tool}}{suffix}", POST=self.no_model),
             self._route("/get_result", GET=self.get_result),
             self._route("/cancel", POST=self.cancel),
             self._route("/tasks", GET=self.tasks),
@@ -113,7 +114,7 @@ class Api:
             raise InvalidRequest.of(problems)
         check_receiver(self.services, webhook, "webhook_url")
         urls = {key: text for key, text in texts.items() if is_url(text)}
-        pictures = await self._take(form, texts, caller)
+        pictures = await self._take(form, texts, caller, links.base)
         origin = Origin(
             dialect=NAME,
             model_name=name,
@@ -133,21 +134,22 @@ class Api:
                 idempotency=idempotency,
             )
         except InvalidRequest as problem:
-            raise _in_their_words(form, problem) from problem
+            raise _in_their_words(form, problem, pictures) from problem
         cost_micro = self.services.price_book.cost(prediction.engine, prediction.request)
         return Answer(words.accepted(prediction, links, cost_micro))
 
     async def no_model(self, request: Request) -> Response:
-        name = f"flux-{request.path_params['name']}"
+        name = f"flux-{'/'.join(request.path_params.values())}"
         raise UnknownModel(f"There is no model named {name[:200]!r}")
 
     async def _take(
-        self, form: Form, texts: dict[str, str], caller: Caller
+        self, form: Form, texts: dict[str, str], caller: Caller, base: str
     ) -> dict[str, ImageInput]:
         """Store the pictures one by one, letting go of each text; InvalidRequest."""
         pictures = {}
         for name in list(texts):
-            pictures[name] = await take_image(self.services, texts.pop(name), name, caller)
+            taken = await take_image(self.services, texts.pop(name), name, caller, base)
+            pictures[forms.own_name(form, name)] = taken
         problems = forms.judge_pictures(form, pictures)
         if not problems and form is forms.FILL and "mask" not in pictures:
             problems = await self._judge_alpha(pictures["image"])
@@ -373,6 +375,8 @@ def _idempotency(request: Request, name: str, body: Mapping[str, JSON]) -> Idemp
     return Idempotency(key=key, body_hash=hashlib.sha256(asked.encode()).hexdigest())
 
 
-def _in_their_words(form: Form, problem: InvalidRequest) -> InvalidRequest:
-    found = forms.renamed(form, problem.problems)
+def _in_their_words(
+    form: Form, problem: InvalidRequest, pictures: Mapping[str, ImageInput]
+) -> InvalidRequest:
+    found = forms.renamed(form, problem.problems, pictures)
     return InvalidRequest.of(found) if found else problem

@@ -184,10 +184,10 @@ def form_of(name: str) -> Form:
 
 
 def pictures_in(form: Form, body: dict[str, JSON]) -> tuple[dict[str, str], list[Problem]]:
-    """Take the texts of the pictures out of `body`, so that nothing else holds them.
+    """Take the texts of the pictures out of `body`, by the names they came under.
 
-    `input_image` stands for `image` where a picture is filled or expanded, as several clients
-    have it. A picture that this endpoint has no use for is a problem, never dropped.
+    Nothing else holds them then. A picture that this endpoint has no use for is a problem, never
+    dropped.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []
@@ -195,25 +195,24 @@ def pictures_in(form: Form, body: dict[str, JSON]) -> tuple[dict[str, str], list
         value = body.pop(name, None)
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
-        ours = _own_name(form, name)
+        ours = own_name(form, name)
         if not isinstance(value, str):
             words = "a picture is a text: base64, a data URI or a URL"
             wrong = Problem(field=name, rule=Rule.TYPE, message=words, expected="string")
             problems.append(wrong)
-        elif ours is None:
+        elif ours not in form.pictures:
             known = ", ".join(form.pictures[:4])
             words = f"this model does not take it; its pictures are {known}"
             problems.append(Problem(field=name, rule=Rule.OTHER, message=words))
-        else:
-            found.setdefault(ours, value)
+        elif name == ours or ours not in found:
+            found[name] = value
     return found, problems
 
 
-def _own_name(form: Form, name: str) -> str | None:
-    if name in form.pictures:
-        return name
+def own_name(form: Form, name: str) -> str:
+    """`input_image` stands for `image` where one is worked on, as several clients have it."""
     is_alias = form.shape is Shape.PICTURE and name == "input_image"
-    return "image" if is_alias else None
+    return "image" if is_alias else name
 
 
 def read(form: Form, body: Mapping[str, JSON]) -> Checked:
@@ -258,7 +257,8 @@ def judge_pictures(form: Form, pictures: Mapping[str, ImageInput]) -> list[Probl
     blob = image.blob
     if blob and min(blob.width, blob.height) < FILL_SIDE_MIN:
         words = f"at least {FILL_SIDE_MIN} x {FILL_SIDE_MIN} px, not {blob.width} x {blob.height}"
-        problems.append(Problem(field="image", rule=Rule.OTHER, message=words))
+        name = image.field_name or "image"
+        problems.append(Problem(field=name, rule=Rule.OTHER, message=words))
     mask = pictures["mask"].blob if "mask" in pictures else None
     if blob and mask and (blob.width, blob.height) != (mask.width, mask.height):
         words = (
@@ -334,14 +334,18 @@ def _as(values: Mapping[str, JSON], name: str, kind: type[_T]) -> _T | None:
     return cast("_T | None", values.get(name))
 
 
-def renamed(form: Form, problems: Sequence[Problem]) -> list[Problem]:
-    """The core's problems under the names of this endpoint's fields."""
-    return [replace(problem, field=_their_name(form, problem)) for problem in problems]
+def renamed(
+    form: Form, problems: Sequence[Problem], pictures: Mapping[str, ImageInput]
+) -> list[Problem]:
+    """The core's problems under the names of this endpoint's fields, as they were sent."""
+    return [replace(problem, field=_their_name(form, problem, pictures)) for problem in problems]
 
 
-def _their_name(form: Form, problem: Problem) -> str:
+def _their_name(form: Form, problem: Problem, pictures: Mapping[str, ImageInput]) -> str:
     if problem.field != "images":
         return THEIR_NAMES.get(problem.field, problem.field)
     if problem.rule is Rule.MAX_ITEMS and problem.limit is not None:
         return form.pictures[min(int(problem.limit), len(form.pictures) - 1)]
-    return form.pictures[0]
+    first = form.pictures[0]
+    sent = pictures.get(first)
+    return (sent and sent.field_name) or first

@@ -32,7 +32,8 @@ from fluxserve.core.ids import parse_id, to_uuid
 from fluxserve.core.ports import EncodedImage, Idempotency
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, Origin, WebhookSpec
-from fluxserve.dialects.base import Services, bearer, failed, read_object, take_image
+from fluxserve.dialects.base import Services, bearer, failed, read_object
+from fluxserve.dialects.delivery import take_image
 from fluxserve.dialects.fal import reading, words
 from fluxserve.dialects.fal.apps import App, find_app
 from fluxserve.dialects.fal.errors import error, error_headers, failure_of
@@ -235,8 +236,9 @@ class Calls:
         urls = {name: text for name, text in texts.items() if _is_url(text)}
         known = {field.name for field in app.form.fields} | {"image_size"}
         said = {name: value for name, value in body.items() if name in known and value is not None}
+        base = self.services.links(request, self.mount).base
         pictures = {
-            name: await take_image(self.services, texts.pop(name), name, caller)
+            name: await take_image(self.services, texts.pop(name), name, caller, base)
             for name in list(texts)
         }
         extra: dict[str, JSON] = {"sync_mode": asked.values.get("sync_mode") is True}
@@ -248,7 +250,7 @@ class Calls:
             model_name=app.id,
             key_id=caller.key_id,
             tenant_id=caller.tenant_id,
-            base_url=self.services.links(request, self.mount).base,
+            base_url=base,
             mount=self.mount,
             said={**said, **urls},
             extra=extra,

@@ -20,13 +20,8 @@ from fluxserve.core.ids import parse_id
 from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, BlobRef, ImageInput, Origin
-from fluxserve.dialects.base import (
-    Services,
-    answering,
-    bearer,
-    read_object,
-    take_image,
-)
+from fluxserve.dialects.base import Services, answering, bearer, read_object
+from fluxserve.dialects.delivery import take_image
 from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.native.words import (
     error,
@@ -71,12 +66,12 @@ def routes(services: Services, mount: str) -> list[Route]:
         await services.limiter.hit(caller, "create")
         body = await read_object(request, services.http.body_max_bytes)
         values = read_values(body)
-        images = await _images(services, values.get("images"), caller)
+        links = services.links(request, mount)
+        images = await _images(services, values.get("images"), caller, links.base)
         mask_text = values.get("mask")
         mask = None
         if isinstance(mask_text, str):
-            mask = await take_image(services, mask_text, "mask", caller)
-        links = services.links(request, mount)
+            mask = await take_image(services, mask_text, "mask", caller, links.base)
         deadline = values.get("deadline_s")
         priority = values.get("priority")
         params = to_params(values, images, mask)
@@ -225,11 +220,13 @@ def _sent(event: Event, data: dict[str, JSON]) -> ServerSentEvent:
     )
 
 
-async def _images(services: Services, value: JSON, caller: Caller) -> tuple[ImageInput, ...]:
+async def _images(
+    services: Services, value: JSON, caller: Caller, base: str
+) -> tuple[ImageInput, ...]:
     items = value if isinstance(value, list) else []
     return tuple(
         [
-            await take_image(services, item, f"images.{position}", caller)
+            await take_image(services, item, f"images.{position}", caller, base)
             for position, item in enumerate(items)
             if isinstance(item, str)
         ]

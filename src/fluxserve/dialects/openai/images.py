@@ -35,7 +35,8 @@ from fluxserve.core.inputs import load_input
 from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON, ImageInput, ImageParams, Origin, Task
-from fluxserve.dialects.base import Services, bearer, failed, read_object, take_image
+from fluxserve.dialects.base import Services, bearer, failed, read_object
+from fluxserve.dialects.delivery import take_image
 from fluxserve.dialects.openai import answers
 from fluxserve.dialects.openai.answers import NAME
 from fluxserve.dialects.openai.errors import error, error_headers, failure_of
@@ -76,6 +77,7 @@ class Call:
     asked: Asked
     pictures: Pictures
     caller: Caller
+    base: str  # how the caller knows this server
     digest: str
 
 
@@ -135,6 +137,7 @@ class Images:
             asked=asked,
             pictures=pictures,
             caller=caller,
+            base=self.services.links(request, self.mount).base,
             digest=await asyncio.to_thread(digest, asked, asked.text("model") or "", pictures),
         )
 
@@ -172,8 +175,8 @@ class Images:
         card = self.services.catalog.card(model)
         caller.may_use(card.id)
         urls = dict(pictures.urls)
-        images = await self._take(pictures, caller)
-        mask = await self._take_mask(pictures, images, caller)
+        images = await self._take(call)
+        mask = await self._take_mask(call, images)
         whole = to_params(asked, model, card, images, mask)
         parts = _split(whole, card.limits.outputs_max)
         origin = Origin(
@@ -181,7 +184,7 @@ class Images:
             model_name=asked.text("model") or model,
             key_id=caller.key_id,
             tenant_id=caller.tenant_id,
-            base_url=self.services.links(request, self.mount).base,
+            base_url=call.base,
             mount=self.mount,
             said={**asked.said, **urls},
             extra={"digest": call.digest, "call": uuid.uuid4().hex, "parts": len(parts)},
@@ -201,29 +204,27 @@ class Images:
             raise
         return made
 
-    async def _take(self, pictures: Pictures, caller: Caller) -> tuple[ImageInput, ...]:
+    async def _take(self, call: Call) -> tuple[ImageInput, ...]:
         """Store the pictures one by one, letting go of each; InvalidRequest."""
         taken = []
-        while pictures.images:
-            name, source = pictures.images.pop(0)
-            taken.append(await self._take_one(name, source, caller))
+        while call.pictures.images:
+            name, source = call.pictures.images.pop(0)
+            taken.append(await self._take_one(call, name, source))
         return tuple(taken)
 
-    async def _take_one(self, name: str, source: Source, caller: Caller) -> ImageInput:
+    async def _take_one(self, call: Call, name: str, source: Source) -> ImageInput:
         if isinstance(source, bytes):
             return await self.services.intake.take(source, name)
-        return await take_image(self.services, source, name, caller)
+        return await take_image(self.services, source, name, call.caller, call.base)
 
-    async def _take_mask(
-        self, pictures: Pictures, images: Sequence[ImageInput], caller: Caller
-    ) -> ImageInput | None:
+    async def _take_mask(self, call: Call, images: Sequence[ImageInput]) -> ImageInput | None:
         """The mask with white where the picture is to change; InvalidRequest."""
-        source, pictures.mask = pictures.mask, None
+        source, call.pictures.mask = call.pictures.mask, None
         if source is None:
             return None
         if isinstance(source, str):
             if is_url(source):
-                far = await take_image(self.services, source, "mask", caller)
+                far = await take_image(self.services, source, "mask", call.caller, call.base)
                 source = (await load_input(self.services.intake, far)).data
             else:
                 taken = await self.services.intake.take_text(source, "mask")

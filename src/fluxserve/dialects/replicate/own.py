@@ -10,8 +10,8 @@ from fluxserve.core.errors import InvalidRequest, NotFound, Problem, Rule
 from fluxserve.core.ids import parse_id
 from fluxserve.core.inputs import load_input
 from fluxserve.core.request import JSON, ImageInput
-from fluxserve.dialects.base import Services, take_image
-from fluxserve.dialects.delivery import FILE_PATH, OUT_PATH, own_blob
+from fluxserve.dialects.base import Services
+from fluxserve.dialects.delivery import FILE_PATH, own_blob, take_image
 from fluxserve.dialects.links import EXTENSION, Links
 from fluxserve.dialects.replicate.inputs import Inputs
 
@@ -98,12 +98,8 @@ async def _own(services: Services, links: Links, caller: Caller, url: str) -> by
         if not caller.may_see(file.key_id):
             raise NotFound("there is no such file")
         return await services.blobs.get(file.blob.key)
-    blob = await own_blob(services, url)
-    if blob is not None:
-        return await services.blobs.get(blob.key)
-    if is_here and OUT_PATH.fullmatch(parts.path):
-        raise NotFound("this link has expired")
-    return None
+    blob = await own_blob(services, url, links.base)
+    return await services.blobs.get(blob.key) if blob is not None else None
 
 
 def _not_a_uri(where: str, more: str = "") -> InvalidRequest:

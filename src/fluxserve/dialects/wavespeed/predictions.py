@@ -18,7 +18,8 @@ from fluxserve.core.ports import Idempotency, Query
 from fluxserve.core.prediction import Prediction
 from fluxserve.core.request import JSON, ImageInput, Origin, WebhookSpec
 from fluxserve.core.schema import Field, Kind, check
-from fluxserve.dialects.base import Services, bearer, read_object, take_image
+from fluxserve.dialects.base import Services, bearer, read_object
+from fluxserve.dialects.delivery import take_image
 from fluxserve.dialects.links import Links
 from fluxserve.dialects.receivers import check_receiver
 from fluxserve.dialects.wavespeed import reading, words
@@ -93,7 +94,8 @@ class Predictions:
             extra={"base64": True} if checked.values["enable_base64_output"] else {},
             webhook=webhook,
         )
-        params = reading.to_params(model, checked.values, await self._take(texts, caller))
+        pictures = await self._take(texts, caller, links.base)
+        params = reading.to_params(model, checked.values, pictures)
         try:
             prediction = await self.services.predictions.create(
                 params, origin, caller, idempotency=idempotency
@@ -104,10 +106,12 @@ class Predictions:
             return await self._wait(prediction, links)
         return success(await self._shown(prediction, links))
 
-    async def _take(self, texts: dict[str, str], caller: Caller) -> dict[str, ImageInput]:
+    async def _take(
+        self, texts: dict[str, str], caller: Caller, base: str
+    ) -> dict[str, ImageInput]:
         """Store the pictures one by one, letting go of each text; InvalidRequest."""
         return {
-            name: await take_image(self.services, texts.pop(name), name, caller)
+            name: await take_image(self.services, texts.pop(name), name, caller, base)
             for name in list(texts)
         }
 
