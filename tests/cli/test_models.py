@@ -5,13 +5,18 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from fluxserve import __version__
+from fluxserve.flux.folder import embedded_folder, inspect
 from tests.cli.conftest import Cli
+from tests.flux.folders import make_folder
 from tests.flux.hub import FakeHub, serving
+from tests.flux.test_singlefile import SPEC, published
 
 REPO = "black-forest-labs/FLUX.1-schnell"
 FILES = {
@@ -58,6 +63,60 @@ def test_a_pull_brings_what_a_model_folder_needs(cli: Cli, tmp_path: Path) -> No
         asked = len(there.asked)
         assert cli(*words, "--accept-license").code == 0
         assert len(there.asked) == asked + 1  # the listing; every file is there already
+
+
+def test_a_published_file_completes_what_was_pulled_without_a_transformer(
+    cli: Cli, tmp_path: Path
+) -> None:
+    whole = make_folder(embedded_folder(), tmp_path / "whole", "schnell")
+    names = [path for path in whole.rglob("*") if path.is_file()]
+    files = {path.relative_to(whole).as_posix(): path.read_bytes() for path in names}
+    transformer = whole / "transformer" / "config.json"
+    sizes = json.loads(transformer.read_text())
+    spec = replace(
+        SPEC,
+        num_layers=1,
+        num_single_layers=1,
+        joint_attention_dim=sizes["joint_attention_dim"],
+        pooled_projection_dim=sizes["pooled_projection_dim"],
+        guidance_embeds=False,
+    )
+    file, place = tmp_path / "flux1-schnell.safetensors", tmp_path / "model"
+    save_file(published(spec), file)
+    with serving(FakeHub(repo=REPO, files=files)) as there:
+        words = ("models", "pull", REPO, "--dir", str(place), "--endpoint", there.url)
+        said = cli(*words, "--accept-license", "--without", "transformer")
+    assert (said.code, f"models install FILE {place}" in said.err) == (0, True)
+    assert not (place / "transformer").exists()
+    said = cli("models", "install", str(file), str(place))
+    assert (said.code, said.out.strip()) == (0, str(place))
+    assert f"engine.model_dir={place}" in said.err
+    assert inspect(place).transformer == spec
+    again = cli("models", "install", str(file), str(place))
+    assert (again.code, again.complaint) == (
+        1,
+        "fluxserve: model: has a transformer already; take it away first",
+    )
+
+
+def test_an_install_that_cannot_be_says_why(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"a picture, not weights")
+    said = cli("models", "install", str(tmp_path / "cat.png"), str(tmp_path))
+    assert (said.code, "cat.png: no safetensors file" in said.complaint) == (1, True)
+    said = cli("models", "install", str(tmp_path / "gone"), str(tmp_path))
+    assert (said.code, "gone: cannot be read" in said.complaint) == (1, True)
+    assert cli("models", "install", "one").code == 2
+
+
+def test_a_single_file_for_a_model_folder_is_told_what_to_do(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "flux1-dev.safetensors"
+    file.write_bytes(b"weights")
+    monkeypatch.setenv("FLUXSERVE_SIMULATOR__ENABLED", "false")
+    monkeypatch.setenv("FLUXSERVE_ENGINE__MODEL_DIR", str(file))
+    said = cli("doctor")
+    assert (said.code, "`fluxserve models install` makes it part of one" in said.out) == (1, True)
 
 
 def test_a_pull_that_broke_off_is_finished_by_the_next_one(cli: Cli, tmp_path: Path) -> None:

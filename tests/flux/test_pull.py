@@ -75,6 +75,13 @@ def test_a_model_folder_is_taken_without_what_it_does_not_need(
     assert (record["repo"], record["commit"]) == (REPO, COMMIT)
 
 
+def test_parts_can_be_left_out_and_fetched_later(hub: FakeHub, tmp_path: Path) -> None:
+    pull(source(hub), tmp_path, accept=yes, without=("transformer", "tokenizer_2"))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["tokenizer", "vae"]
+    pull(source(hub), tmp_path, accept=yes)
+    assert (tmp_path / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
 def test_named_files_are_taken_alone(hub: FakeHub, tmp_path: Path) -> None:
     pull(source(hub), tmp_path, accept=yes, patterns=["flux1-*.safetensors"])
     assert {p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors"} == {

@@ -1,7 +1,5 @@
 """Published single files: read as diffusers reads them, described from their header, refused."""
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -173,19 +171,6 @@ def test_the_header_alone_tells_the_dimensions(tmp_path: Path, guided: bool) -> 
     spec = replace(SPEC, guidance_embeds=guided)
     save_file(published(spec), tmp_path / "flux1.safetensors")
     assert singlefile.describe(tmp_path / "flux1.safetensors") == spec
-
-
-def test_a_published_file_becomes_the_transformer_of_a_folder(tmp_path: Path) -> None:
-    path, folder = tmp_path / "flux1-dev.safetensors", tmp_path / "model"
-    save_file(published(), path)
-    singlefile.install(path, folder)
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    assert config["_class_name"] == "FluxTransformer2DModel"
-    assert TransformerSpec.from_config(config) == SPEC
-    linked = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    assert os.path.samefile(linked, path)
-    with pytest.raises(WeightsError, match="has a transformer already"):
-        singlefile.install(path, folder)
 
 
 def test_files_that_are_no_transformer_are_refused(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ def cut(path: Path) -> None:
 Damage = Callable[[Path], object]
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "no such model folder"),
+    "a single file": (
+        lambda f: (shutil.rmtree(f), f.write_bytes(b"weights")),
+        "model: a file, not a model folder; `fluxserve models install`",
+    ),
     "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json: missing"),
     "another pipeline": (
         lambda f: edit_json(f / "model_index.json", lambda v: v.update(_class_name="FluxFill")),

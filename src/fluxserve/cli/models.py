@@ -1,8 +1,10 @@
-"""`fluxserve models list|show|pull`."""
+"""`fluxserve models list|show|pull|install`."""
 
 import json
 import re
 import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -16,6 +18,7 @@ from fluxserve.cli.admin import administer
 from fluxserve.cli.server import Config, DataDir
 from fluxserve.core.cards import CARDS
 from fluxserve.core.errors import FluxserveError, StartupError
+from fluxserve.flux.folder import Part, WeightsError
 
 if TYPE_CHECKING:
     from fluxserve.flux.pull import Licence
@@ -72,6 +75,9 @@ def pull(
     ] = None,
     endpoint: Annotated[str | None, typer.Option(help="URL of another hub")] = None,
     revision: Annotated[str, typer.Option(help="branch, tag or commit")] = "main",
+    without: Annotated[
+        list[Part] | None, typer.Option(help="leave this part out; may be said again")
+    ] = None,
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
@@ -81,30 +87,67 @@ def pull(
     try:
         from fluxserve.flux.transfer import Hub
     except ImportError:
-        text = "downloading needs what computes, too: `pip install fluxserve[local]`"
-        raise FluxserveError(text) from None
+        raise _lacking("downloading") from None
     token = _token(token_env)
     hub = Hub(repo=repo, revision=revision, token=token, endpoint=endpoint)
-    _download(hub, place, accept_license=accept_license)
+    _download(hub, place, accept_license=accept_license, without=without or ())
     typer.echo(str(place))
+    if not without:
+        _tell_use(place)
+    elif Part.TRANSFORMER in without:
+        typer.echo(f"complete it with: fluxserve models install FILE {place}", err=True)
+
+
+@app.command()
+def install(
+    file: Annotated[Path, typer.Argument(help="a transformer as published in one file")],
+    folder: Annotated[Path, typer.Argument(help="a model folder that lacks its transformer")],
+) -> None:
+    """Make a published single file the transformer of a model folder."""
+    try:
+        from fluxserve.flux.install import install as put
+    except ImportError:
+        raise _lacking("installing") from None
+    path, place = file.expanduser(), folder.expanduser()
+    try:
+        with _shown("checking") as (_, show):
+            put(path, place, lambda done, total: show(path.name, done, total))
+    except WeightsError as error:
+        raise FluxserveError(str(error)) from error
+    except OSError as error:
+        raise FluxserveError(f"{place}: {error.strerror or error}") from error
+    typer.echo(str(place))
+    _tell_use(place)
+
+
+def _lacking(work: str) -> FluxserveError:
+    return FluxserveError(f"{work} needs what computes, too: `pip install fluxserve[local]`")
+
+
+def _tell_use(place: Path) -> None:
     typer.echo(f"serve it with: fluxserve serve --set engine.model_dir={place}", err=True)
 
 
-def _download(hub: "Hub", place: Path, *, accept_license: bool) -> None:
-    from fluxserve.flux.pull import pull as download
-    from fluxserve.flux.transfer import Progress as Done
-    from fluxserve.flux.transfer import PullError
-
+@contextmanager
+def _shown(first: str) -> Iterator[tuple[Progress, Callable[[str, int, int], None]]]:
+    """A bar on a terminal, and what moves it: a file, bytes done, all bytes."""
     console = Console(stderr=True)
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("looking", total=None)
+        task = bar.add_task(first, total=None)
 
-        def report(done: Done) -> None:
-            bar.update(
-                task, description=done.file, completed=done.done_bytes, total=done.total_bytes
-            )
+        def show(file: str, done_bytes: int, total_bytes: int) -> None:
+            bar.update(task, description=file, completed=done_bytes, total=total_bytes)
+
+        yield bar, show
+
+
+def _download(hub: "Hub", place: Path, *, accept_license: bool, without: Collection[str]) -> None:
+    from fluxserve.flux.pull import pull as download
+    from fluxserve.flux.transfer import PullError
+
+    with _shown("looking") as (bar, show):
 
         def accept(licence: "Licence") -> bool:
             bar.stop()
@@ -114,7 +157,7 @@ def _download(hub: "Hub", place: Path, *, accept_license: bool) -> None:
                 bar.start()
 
         try:
-            download(hub, place, accept=accept, report=report)
+            download(hub, place, accept=accept, report=lambda done: show(*done), without=without)
         except PullError as error:
             raise FluxserveError(str(error)) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,20 @@ from fluxserve.flux.spec import (
     TransformerSpec,
 )
 
-PARTS = (
-    "scheduler",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "transformer",
-    "vae",
-)
+
+class Part(StrEnum):
+    """The folders of which a model folder is made."""
+
+    SCHEDULER = "scheduler"
+    TEXT_ENCODER = "text_encoder"
+    TEXT_ENCODER_2 = "text_encoder_2"
+    TOKENIZER = "tokenizer"
+    TOKENIZER_2 = "tokenizer_2"
+    TRANSFORMER = "transformer"
+    VAE = "vae"
+
+
+PARTS: tuple[str, ...] = tuple(Part)
 CLASSES = {
     "transformer": "FluxTransformer2DModel",
     "vae": "AutoencoderKL",
@@ -56,6 +62,11 @@ def embedded_folder() -> Path:
 
 def inspect(folder: Path) -> ModelSpec:
     """Describe the model in `folder` from its configs, after checking that all of it is there."""
+    if folder.is_file():
+        raise WeightsError(
+            f"{folder.name}: a file, not a model folder; `fluxserve models install` makes it part"
+            " of one"
+        )
     if not folder.is_dir():
         raise WeightsError(f"{folder.name}: no such model folder; run `fluxserve models pull`")
     index = _json(folder / "model_index.json")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from fluxserve.flux.folder import PARTS
 from fluxserve.flux.transfer import (
     Hub,
     Progress,
@@ -38,10 +39,7 @@ from fluxserve.flux.transfer import (
     part_bytes,
 )
 
-# What a model folder needs of a repository; the same weights in other forms stay where they are.
-PARTS = (
-    "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae",
-)  # fmt: skip
+# What a part needs of a repository; the same weights in other forms stay where they are.
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 INDEX = "model_index.json"
 RECORD = "pulled.json"  # what was downloaded, beside the files
@@ -70,19 +68,20 @@ def pull(
     accept: Callable[[Licence], bool],
     report: Callable[[Progress], None] = lambda progress: None,
     patterns: Sequence[str] = (),
+    without: Collection[str] = (),
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
 ) -> Path:
     """Download a model into `folder` and return it; what is there already and sound stays.
 
-    Takes the files of a diffusers folder, or with `patterns` those whose names match one. Broken
-    off, it goes on where it stopped when called again. Raises PullError; its message is for the
-    user.
+    Takes the files of a diffusers folder, except of the parts in `without`, or with `patterns`
+    those whose names match one. Broken off, it goes on where it stopped when called again. Raises
+    PullError; its message is for the user.
     """
     with _explained(hub):
         info = HfApi(endpoint=hub.endpoint, token=hub.token or False).model_info(
             hub.repo, revision=hub.revision, files_metadata=True
         )
-        files = _chosen(info, patterns)
+        files = _chosen(info, patterns, without)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             record = _read_record(folder)
@@ -100,7 +99,7 @@ def pull(
 # --- what to download ---------------------------------------------------------------------------
 
 
-def _chosen(info: ModelInfo, patterns: Sequence[str]) -> list[RemoteFile]:
+def _chosen(info: ModelInfo, patterns: Sequence[str], without: Collection[str]) -> list[RemoteFile]:
     listed = [_remote(sibling) for sibling in info.siblings or ()]
     if patterns:
         chosen = [f for f in listed if any(fnmatch(f.name, pattern) for pattern in patterns)]
@@ -109,13 +108,14 @@ def _chosen(info: ModelInfo, patterns: Sequence[str]) -> list[RemoteFile]:
         return chosen
     if not any(file.name == INDEX for file in listed):
         raise PullError(f"{info.id}: no {INDEX}, so it is no model folder; name the files you want")
-    return [file for file in listed if _belongs(PurePosixPath(file.name))]
+    parts = [part for part in PARTS if part not in without]
+    return [file for file in listed if _belongs(PurePosixPath(file.name), parts)]
 
 
-def _belongs(path: PurePosixPath) -> bool:
+def _belongs(path: PurePosixPath, parts: Collection[str]) -> bool:
     if len(path.parts) == 1:
         return path.name == INDEX or path.name.upper().startswith("LICEN")
-    return path.parts[0] in PARTS and path.suffix in SUFFIXES
+    return path.parts[0] in parts and path.suffix in SUFFIXES
 
 
 def _remote(sibling: Any) -> RemoteFile:

@@ -7,11 +7,8 @@ A transformer (`flux1-*.safetensors`) is read as if it lay in a diffusers folder
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -175,28 +172,6 @@ def describe(path: Path) -> TransformerSpec:
         guidance_embeds="guidance_in.in_layer.weight" in shapes,
         axes_dims_rope=AXES[head],
     )
-
-
-def install(path: Path, folder: Path) -> TransformerSpec:
-    """Make the published file `path` the transformer of the model folder `folder`.
-
-    The folder brings the other parts (text encoders, tokenizers, VAE, scheduler). The file is
-    linked where the disk can, else copied. Raises WeightsError when there is a transformer already,
-    or when the file is none.
-    """
-    spec = describe(path)
-    part = folder / "transformer"
-    if part.exists() and any(part.iterdir()):
-        raise WeightsError(f"{folder.name}: has a transformer already; take it away first")
-    part.mkdir(parents=True, exist_ok=True)
-    target = part / "diffusion_pytorch_model.safetensors"
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
-    config = {"_class_name": "FluxTransformer2DModel", "patch_size": 1, **asdict(spec)}
-    (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return spec
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
