@@ -177,10 +177,9 @@ class House:
     async def stop(self) -> None:
         """Finish or put back what runs, then close the store. A part in trouble holds up none."""
         self.close()
-        await asyncio.gather(*(stop_each([dispatcher]) for dispatcher in self.dispatchers))
-        await stop_each(
-            [self.upstreams, self.neighbours, self.keeper, self.updates, self.deliverer]
-        )
+        draining = [stop_each([dispatcher]) for dispatcher in self.dispatchers]
+        await asyncio.gather(*draining, stop_each([self.upstreams]))
+        await stop_each([self.neighbours, self.keeper, self.updates, self.deliverer])
         await stop_each([*self.engines.values(), self.price_book])
         await self.guard.aclose()
         await self.database.stop()

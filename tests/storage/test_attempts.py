@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Table, delete
 
-from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.attempts import SENT, Attempt, AttemptState
 from fluxserve.core.errors import Conflict
 from fluxserve.core.ids import new_id
-from fluxserve.storage.attempts import SENT, AttemptRows, forget_words
+from fluxserve.storage.attempts import AttemptRows, forget_words
 from fluxserve.storage.database import Database, Statement, Transition
 from fluxserve.storage.opening import open_database
 from fluxserve.storage.predictions import SqlPredictionStore

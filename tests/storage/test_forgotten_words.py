@@ -4,9 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from fluxserve.core.attempts import Attempt, AttemptState
+from fluxserve.core.attempts import SENT, Attempt, AttemptState
 from fluxserve.core.errors import ErrorCode, Failure
-from fluxserve.storage.attempts import SENT
 from tests.storage.test_deleted_books import books
 from tests.storage.test_ledger import NOW, Books
 

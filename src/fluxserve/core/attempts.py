@@ -6,7 +6,7 @@ A row is due at `next_at`: an accepted one is polled then, an intent or unknown 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
@@ -15,6 +15,8 @@ from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Failure
 from fluxserve.core.events import Event
 from fluxserve.core.prediction import OutputImage, Prediction
+
+SENT = "sent"  # a fact: the input as it was sent, prompt and all, to tell its job from others
 
 
 class AttemptState(StrEnum):
@@ -70,6 +72,11 @@ class Attempt:
     refused: bool = False  # void because the channel said no, not because it never heard
     finished_at: datetime | None = None
     facts: Mapping[str, str] = field(default_factory=dict)  # small things a provider needs again
+
+    def without_words(self) -> "Attempt":
+        """What was asked for is dropped once nobody has to look for the job any more."""
+        facts = {name: fact for name, fact in self.facts.items() if name != SENT}
+        return replace(self, facts=facts)
 
 
 class AttemptStore(Protocol):

@@ -5,12 +5,11 @@ claim_due hands out what is to be polled or looked up, to one worker at a time
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, bindparam, func, insert, literal_column, select, text, update
 
-from fluxserve.core.attempts import NEXT, Attempt, AttemptState
+from fluxserve.core.attempts import NEXT, SENT, Attempt, AttemptState
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, NotFound
 from fluxserve.core.events import Event
@@ -30,7 +29,6 @@ P = tables.prediction.c
 
 UNFINISHED = text("finished_at IS NULL")
 IS_DUE = text("next_poll_at IS NOT NULL")
-SENT = "sent"  # a fact: what the provider was asked for, prompt and all, for those who look it up
 
 HOLD = Statement(
     update(tables.prediction)
@@ -332,11 +330,10 @@ def forget_words(prediction_id: str) -> Transition[None]:
     for attempt in (yield from of(prediction_id)):
         if attempt.next_at is not None or SENT not in attempt.facts:
             continue
-        facts = {name: fact for name, fact in attempt.facts.items() if name != SENT}
         yield FORGET(
             {
                 "attempt_id": attempt.id,
                 "old_state": attempt.state.value,
-                "new_detail": encode_detail(replace(attempt, facts=facts)),
+                "new_detail": encode_detail(attempt.without_words()),
             }
         )

@@ -2,9 +2,8 @@
 
 import pytest
 
-from fluxserve.core.attempts import AttemptState
+from fluxserve.core.attempts import SENT, AttemptState
 from fluxserve.core.prediction import PredictionStatus
-from fluxserve.engines.upstream.answers import SENT
 from fluxserve.engines.upstream.channel import ChannelKind
 from fluxserve.storage import attempts as rows
 from tests.engines.upstream.conftest import House, Lend

@@ -13,7 +13,6 @@ from fluxserve.core.request import JSON, ImageRequest
 # What providers list, and the names they know repeats by, ends some day. Older than this, nothing
 # proves that a submission never happened.
 REMEMBERED_S = 86_400.0
-SENT = "sent"  # a fact: the input as it was sent, prompt and all, to tell its job from others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

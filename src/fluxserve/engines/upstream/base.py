@@ -27,7 +27,7 @@ from fluxserve.core.prediction import Prediction, PredictionStatus
 from fluxserve.core.request import JSON
 from fluxserve.core.routing import Router
 from fluxserve.core.sizes import Size
-from fluxserve.engines.upstream.answers import SENT, Order, Provider, Ticket
+from fluxserve.engines.upstream.answers import Order, Provider, Ticket
 from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
 from fluxserve.engines.upstream.inputs import load_at_once
 
@@ -162,7 +162,7 @@ class Desk:
         """Save a move that ends the provider's work; None when somebody else was first."""
         is_unknown = after.state is AttemptState.UNKNOWN
         at = None if is_unknown or after.state is AttemptState.FETCHED else self.clock()
-        ended = replace(after if is_unknown else without_words(after), finished_at=at)
+        ended = replace(after if is_unknown else after.without_words(), finished_at=at)
         try:
             saved = await self.learned(attempt, ended)
         except Conflict:
@@ -176,7 +176,7 @@ class Desk:
         async def save(
             before: Prediction, after: Prediction, end: Event, deliveries: Sequence[Delivery]
         ) -> Event:
-            pair = attempt, replace(without_words(paid), finished_at=end.at)
+            pair = attempt, replace(paid.without_words(), finished_at=end.at)
             *early, last = await self.attempts.finish(
                 pair, (before, after), [*events, end], deliveries
             )
@@ -216,12 +216,6 @@ def ticket_of(attempt: Attempt) -> Ticket:
         model=attempt.model,
         token=attempt.id,
     )
-
-
-def without_words(attempt: Attempt) -> Attempt:
-    """What was asked for is dropped once nobody has to look for the job any more."""
-    facts = {name: fact for name, fact in attempt.facts.items() if name != SENT}
-    return replace(attempt, facts=facts)
 
 
 def is_ours(prediction: Prediction, attempt: Attempt) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from fluxserve.core.attempts import SENT
 from fluxserve.engines.upstream import reading
-from fluxserve.engines.upstream.answers import SENT, Accepted, Lookup, Lost, PollLie, Taken, Ticket
+from fluxserve.engines.upstream.answers import Accepted, Lookup, Lost, PollLie, Taken, Ticket
 
 PAGES_MAX = 50  # of a hundred jobs each, when looking for a lost one
 CLOCK_SKEW = timedelta(minutes=2)  # between their clock and ours

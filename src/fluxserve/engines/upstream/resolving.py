@@ -19,7 +19,7 @@ from fluxserve.engines.upstream.answers import (
     PollLie,
     PollTrouble,
 )
-from fluxserve.engines.upstream.base import Channel, Desk, gone, is_ours, without_words
+from fluxserve.engines.upstream.base import Channel, Desk, gone, is_ours
 from fluxserve.engines.upstream.channel import OnUnknown
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ async def _give_up(
     is_over = now is None or now.is_terminal  # else the start to come looks once more
     given_up = replace(attempt, failure=failure, next_at=None)
     # It stays unknown, to be seen and reviewed; a late callback still brings it to its end.
-    await desk.close(attempt, without_words(given_up) if is_over else given_up)
+    await desk.close(attempt, given_up.without_words() if is_over else given_up)
 
 
 async def _void(desk: Desk, attempt: Attempt, prediction: Prediction | None) -> Attempt | None:

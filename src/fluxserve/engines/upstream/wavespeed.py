@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fluxserve.core.attempts import SENT
 from fluxserve.core.errors import ErrorCode
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import JSON
 from fluxserve.engines.upstream import reading
 from fluxserve.engines.upstream.answers import (
-    SENT,
     Accepted,
     Ended,
     Finished,
