@@ -251,7 +251,7 @@ async def test_a_lora_changes_its_own_picture_only(engine: LocalEngine) -> None:
 async def test_a_lora_that_cannot_be_used_fails_its_request(engine: LocalEngine, name: str) -> None:
     with pytest.raises(EngineError, match="loras: ") as caught:
         await collect(engine, job("lora", "a taxi", loras=(LoraRef(path=name),)))
-    assert caught.value.field == "loras"
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "loras")
 
 
 async def test_four_pictures_can_be_read_at_once(engine: LocalEngine) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxserve.core.errors import EngineError
+from fluxserve.core.errors import EngineError, ErrorCode
 from fluxserve.core.ports import EncodedImage
 from fluxserve.core.request import OutputFormat, Task
 from fluxserve.engines.local.adapters import Adapters
@@ -109,7 +109,9 @@ class Pipeline:
         try:
             found = self._adapters.get(Path(path), scale)
         except WeightsError as error:
-            raise EngineError(f"loras: {error}", field="loras") from error
+            unfit = EngineError(f"loras: {error}", field="loras")
+            unfit.code = ErrorCode.INVALID_REQUEST  # whoever asked named a wrong one
+            raise unfit from error
         if found.text_layers:
             note(f"The LoRA also changes {found.text_layers} layers of text encoders; not applied")
         return found.adapter
