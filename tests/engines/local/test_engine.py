@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 
-from fluxserve.core.errors import EngineError, InvalidRequest, StartupError
+from fluxserve.core.errors import EngineError, ErrorCode, InvalidRequest, StartupError
 from fluxserve.core.ports import (
     EncodedImage,
     EngineUpdate,
