@@ -159,8 +159,8 @@ class House:
                 await engine.start()
             for dispatcher in self.dispatchers:
                 await dispatcher.start()
-            await self.upstreams.start()
             await self.neighbours.start(self.keeper.rehome)
+            await self.upstreams.start()
             await self.keeper.start()
             await self.deliverer.start()
             await self.updates.start()
@@ -236,6 +236,7 @@ class House:
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
             lease_s=self.settings.dispatch.upstream_lease_s,
             drain_s=self.settings.dispatch.drain_s,
+            is_elsewhere=lambda channel: self.neighbours.serve(channel),
         )
         return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
 

@@ -85,6 +85,7 @@ class House:
     specs: list[ChannelSpec] = field(default_factory=list)
     routes: list[Route] = field(default_factory=list)
     callback_base: str = ""
+    elsewhere: set[str] = field(default_factory=set)  # channels that another server has
     upstreams: Upstreams | None = None
     service: PredictionService | None = None
     desk: Desk | None = None
@@ -115,6 +116,7 @@ class House:
             clock=self.clock,
             channels=channels_of(self.specs, self.guard, self.clock.ticks),
             callback_base=self.callback_base,
+            is_elsewhere=lambda channel: channel in self.elsewhere,
         )
         self.upstreams = Upstreams(self.desk, is_alone=is_alone)
         self.service = PredictionService(

@@ -104,3 +104,30 @@ async def test_a_part_that_nobody_submits_any_more_is_not_waited_for_for_ever(
     await reopened_without_channels(house, ORPHAN_S + 1)
     assert (await house.end(asked)).status is PredictionStatus.FAILED
     await house.until(are(house, asked, S.DONE, S.FAILED))
+
+
+async def test_a_job_of_a_channel_that_another_server_has_is_left_to_that_one(
+    house: House, lend: Lend
+) -> None:
+    fake, spec = lend(ChannelKind.BFL)
+    fake.script.default = Act(outcome=Outcome.HANG)
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask()
+    await house.until(are(house, asked, S.ACCEPTED))
+    house.elsewhere.add(spec.name)
+    await reopened_without_channels(house, ORPHAN_S + 1)
+    before = (await house.tries(asked))[0].next_at
+
+    async def is_put_off() -> bool:
+        return (await house.tries(asked))[0].next_at != before
+
+    await house.until(is_put_off)
+    assert not (await house.store.get(asked.id)).is_terminal
+    assert await are(house, asked, S.ACCEPTED)()
+
+    house.elsewhere.clear()
+    house.clock.advance(120.0)
+    assert house.desk is not None
+    house.desk.due.set()
+    assert (await house.end(asked)).status is PredictionStatus.FAILED

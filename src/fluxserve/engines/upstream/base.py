@@ -74,6 +74,7 @@ class Desk:
     callback_base: str = ""  # a URL that providers can reach; the token is appended
     lease_s: float = 60.0  # one worker's time to fetch the inputs, or for one due submission
     drain_s: float = 20.0  # a stop waits this long for what is being submitted
+    is_elsewhere: Callable[[str], bool] = lambda channel: False  # another server has it
     in_flight: set[str] = field(default_factory=set)  # tokens whose POST is under way here
     due: asyncio.Event = field(default_factory=asyncio.Event)  # set when something became due
     wakes_at: datetime | None = None  # when those who wait for `due` look anyway

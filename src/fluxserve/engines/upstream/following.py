@@ -355,9 +355,12 @@ class Follower:
         return prediction is None or prediction.is_terminal
 
     async def _orphaned(self, attempt: Attempt, prediction: Prediction | None) -> None:
-        """Its channel was taken out of the configuration: wait for it a while."""
+        """Its channel was taken out of the configuration: wait for it a while.
+
+        While another server has it, for as long as that follows the job.
+        """
         age_s = (self._desk.clock() - attempt.created_at).total_seconds()
-        if age_s < ORPHAN_S:
+        if age_s < ORPHAN_S or self._desk.is_elsewhere(attempt.channel):
             await self._later(attempt, self._desk.seconds(ORPHAN_LOOK_S))
             return
         if not await self._refuse(attempt, prediction, gone(attempt.channel)):
