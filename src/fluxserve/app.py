@@ -128,9 +128,9 @@ class House:
             admin_secret=self.admin_token,
             is_open=is_loopback(settings.host) or settings.insecure_open,
         )
+        self.neighbours = self._neighbours()
         self.upstreams = self._upstreams()
         self.dispatchers = [self._dispatcher(engine) for engine in self.engines.values()]
-        self.neighbours = self._neighbours()
         self.keeper = self._keeper()
         self.services = self._services()
         self.deliverer, self.updates = self._webhooks()
@@ -236,7 +236,7 @@ class House:
             callback_base=f"{public.rstrip('/')}{CALLBACKS}" if public else "",
             lease_s=self.settings.dispatch.upstream_lease_s,
             drain_s=self.settings.dispatch.drain_s,
-            is_elsewhere=lambda channel: self.neighbours.serve(channel),
+            is_elsewhere=self.neighbours.serve,
         )
         return Upstreams(desk, is_alone=not is_shared(self.settings.database_url))
 

@@ -31,11 +31,14 @@ class Others:
 
 
 class Lost:
-    def __init__(self) -> None:
+    def __init__(self, failures: int = 0) -> None:
         self.count = 0
+        self._failures = failures
 
     async def __call__(self) -> None:
         self.count += 1
+        if self.count <= self._failures:
+            raise Unavailable("away")
 
 
 def at(others: Others | None, *serves: str) -> Neighbours:
@@ -81,6 +84,16 @@ async def test_a_database_that_is_away_changes_nothing() -> None:
     await beats(others)
     await here.stop()
     assert lost.count == 1
+
+
+async def test_what_could_not_be_rehomed_is_tried_again() -> None:
+    others, lost = Others("local"), Lost(failures=2)
+    here = at(others)
+    await here.start(lost)
+    others.served = frozenset()
+    await beats(others, 6)
+    await here.stop()
+    assert lost.count == 3
 
 
 async def test_a_server_alone_has_none() -> None:

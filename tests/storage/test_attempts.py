@@ -1,41 +1,23 @@
 """Attempts on either database: one job for one submission, and no words of what is forgotten."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Table, delete
 
 from fluxserve.core.attempts import SENT, Attempt, AttemptState
 from fluxserve.core.errors import Conflict
 from fluxserve.core.ids import new_id
 from fluxserve.storage.attempts import AttemptRows, forget_words
-from fluxserve.storage.database import Database, Statement, Transition
-from fluxserve.storage.opening import open_database
+from fluxserve.storage.database import Database
 from fluxserve.storage.predictions import SqlPredictionStore
-from fluxserve.storage.tables import METADATA
 from tests.contracts.material import event, prediction
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 A = AttemptState
-
-
-def emptied(table: Table) -> Transition[None]:
-    yield Statement(delete(table))({})
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    is_sqlite = request.param == "sqlite"
-    opened = open_database("sqlite://" if is_sqlite else request.getfixturevalue("postgresql"))
-    await opened.start()
-    for table in reversed(METADATA.sorted_tables):
-        await opened.run(emptied(table))
-    yield opened
-    await opened.stop()
 
 
 async def intended(database: Database, parts: int = 1) -> Sequence[Attempt]:

@@ -5,10 +5,7 @@ import asyncio
 import pytest
 
 from fluxserve.core.attempts import AttemptState
-from tests.storage.test_deleted_books import books
 from tests.storage.test_ledger import NOW, Books, K
-
-__all__ = ["books"]
 
 ROUNDS = 12  # without the lock more than every second one went wrong
 

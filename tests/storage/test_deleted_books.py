@@ -1,43 +1,16 @@
 """Money of predictions that are gone: what a provider charges for them still reaches the books."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Table, delete
 
 from fluxserve.core.attempts import Attempt, AttemptState
 from fluxserve.core.errors import BudgetExhausted, ErrorCode, Failure
 from fluxserve.core.prediction import Prediction
-from fluxserve.storage.database import Statement, Transition
-from fluxserve.storage.keys import SqlKeyStore
-from fluxserve.storage.ledger import BudgetedAttemptStore, BudgetedPredictionStore, SqlMoneyStore
-from fluxserve.storage.opening import open_database
-from fluxserve.storage.tables import METADATA
 from tests.storage.test_ledger import NOW, Books, K
 
 TOMORROW = NOW + timedelta(days=1)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def books(request: pytest.FixtureRequest) -> AsyncIterator[Books]:
-    is_sqlite = request.param == "sqlite"
-    database = open_database("sqlite://" if is_sqlite else request.getfixturevalue("postgresql"))
-    await database.start()
-    for table in reversed(METADATA.sorted_tables):
-        await database.run(emptied(table))
-    yield Books(
-        BudgetedPredictionStore(database),
-        BudgetedAttemptStore(database),
-        SqlMoneyStore(database),
-        SqlKeyStore(database),
-    )
-    await database.stop()
-
-
-def emptied(table: Table) -> Transition[None]:
-    yield Statement(delete(table))({})
 
 
 async def canceled(books: Books, cost_micro: int = 0) -> tuple[Prediction, Attempt]:

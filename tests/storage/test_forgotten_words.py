@@ -6,10 +6,7 @@ import pytest
 
 from fluxserve.core.attempts import SENT, Attempt, AttemptState
 from fluxserve.core.errors import ErrorCode, Failure
-from tests.storage.test_deleted_books import books
 from tests.storage.test_ledger import NOW, Books
-
-__all__ = ["books"]
 
 
 async def lost_and_failed(books: Books) -> Attempt:

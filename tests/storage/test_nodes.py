@@ -1,6 +1,5 @@
 """Servers tell the database what they serve; the silent and the forgotten do not count."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,11 @@ from fluxserve.core.request import ImageParams, Origin
 from fluxserve.settings import load
 from fluxserve.storage.database import Database
 from fluxserve.storage.nodes import SqlNodes
-from fluxserve.storage.opening import open_database
-from fluxserve.storage.tables import METADATA
-from tests.storage.test_deleted_books import emptied
+from tests.storage.conftest import empty
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 A, B = "a" * 32, "b" * 32
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    is_sqlite = request.param == "sqlite"
-    opened = open_database("sqlite://" if is_sqlite else request.getfixturevalue("postgresql"))
-    await opened.start()
-    for table in reversed(METADATA.sorted_tables):
-        await opened.run(emptied(table))
-    yield opened
-    await opened.stop()
 
 
 async def test_each_hears_what_the_others_said_last(database: Database) -> None:
@@ -82,8 +68,7 @@ async def test_what_waits_for_another_servers_engine_is_left_to_it(
     settings = load({**said, "upstream": [{**upstream, "models": ["flux-dev"]}]}, environ={})
     house = await House.open(settings)
     await house.database.start()
-    for table in reversed(METADATA.sorted_tables):
-        await house.database.run(emptied(table))
+    await empty(house.database)
     nodes = SqlNodes(house.database)
     await nodes.beat(A, frozenset({"local"} if is_alive else ()), now(), MINUTE)
     one = await waiting(house, "flux-kontext-dev")

@@ -10,10 +10,7 @@ from fluxserve.core.attempts import AttemptState
 from fluxserve.core.errors import BudgetExhausted
 from fluxserve.core.events import Event, EventKind
 from fluxserve.core.ids import new_id
-from tests.storage.test_deleted_books import books
 from tests.storage.test_ledger import NOW, Books
-
-__all__ = ["books"]
 
 
 async def billed(books: Books, key: ApiKey, cost_micro: int) -> None:

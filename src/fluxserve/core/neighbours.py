@@ -77,13 +77,16 @@ class Neighbours:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, nodes: Nodes, lost: Callable[[], Awaitable[None]]) -> None:
+        is_owed = False  # something was lost, and `lost` has not gone through yet
         while True:
             await asyncio.sleep(self._beat_s)
             try:
                 before = self._served
                 await self._beat(nodes)
-                if before - self._served - self._serves:
+                is_owed |= bool(before - self._served - self._serves)
+                if is_owed:
                     await lost()
+                    is_owed = False
             except Unavailable as error:
                 log.warning("the other servers could not be asked: %s", error.message)
             except Exception:

@@ -200,7 +200,7 @@ class SqlPredictionStore:
 
     async def strip(self, finished_before: datetime, limit: int = 100) -> Sequence[BlobRef]:
         while True:  # many may have left no files: to stop there would leave the others' lie
-            stripping = transitions.strip(finished_before, limit, self._before_strip)
+            stripping = transitions.strip(finished_before, limit, forget_words)
             count, unused = await self._database.run(stripping)
             if unused or count < limit:
                 return unused
@@ -211,9 +211,6 @@ class SqlPredictionStore:
 
     def _before_delete(self, prediction_id: str) -> Transition[None]:
         """What else goes or stays in the transaction that deletes a prediction."""
-        yield from self._before_strip(prediction_id)
-
-    def _before_strip(self, prediction_id: str) -> Transition[None]:
         yield from forget_words(prediction_id)
 
 

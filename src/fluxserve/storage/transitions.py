@@ -279,13 +279,8 @@ def get(prediction_id: str) -> Transition[Prediction]:
 # --- forgetting ----------------------------------------------------------------------------------
 
 
-def nothing(prediction_id: str) -> Transition[None]:
-    """What is to be done before a prediction goes, where nothing is."""
-    yield from ()
-
-
 def forget(
-    prediction_id: str, first: Callable[[str], Transition[None]] = nothing
+    prediction_id: str, first: Callable[[str], Transition[None]]
 ) -> Transition[Sequence[BlobRef]]:
     """Delete a finished prediction whole; returns the blobs that nothing refers to any more.
 
@@ -300,7 +295,7 @@ def forget(
 
 
 def strip(
-    finished_before: datetime, limit: int, first: Callable[[str], Transition[None]] = nothing
+    finished_before: datetime, limit: int, first: Callable[[str], Transition[None]]
 ) -> Transition[tuple[int, Sequence[BlobRef]]]:
     """Drop the pictures and words of old predictions: of how many, and the blobs nothing refers
     to any more. `first` is given the id of each before."""
@@ -323,7 +318,7 @@ def strip(
 
 
 def purge(
-    created_before: datetime, limit: int, first: Callable[[str], Transition[None]] = nothing
+    created_before: datetime, limit: int, first: Callable[[str], Transition[None]]
 ) -> Transition[int]:
     """Delete old predictions that are finished; `first` is given the id of each before."""
     rows = yield PURGEABLE({"before": codec.to_micros(created_before), "most": limit})

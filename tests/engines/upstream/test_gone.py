@@ -36,6 +36,17 @@ async def priced(house: House) -> SqlMoneyStore:
     return money
 
 
+async def half_fetched(house: House, lend: Lend, kind: ChannelKind) -> Prediction:
+    """Of two pictures one is here, and the other never comes."""
+    fake, spec = lend(kind)
+    fake.script.then(Act(), Act(outcome=Outcome.HANG))
+    house.channel(spec)
+    await house.open()
+    asked = await house.ask(num_outputs=2)
+    await house.until(are(house, asked, S.FETCHED, S.ACCEPTED))
+    return asked
+
+
 async def reopened_without_channels(house: House, after_s: float) -> None:
     """As if the server had been killed, and its configuration changed."""
     if house.upstreams is not None:
@@ -50,12 +61,7 @@ async def test_a_part_that_is_here_is_paid_for_when_the_others_never_come(
     house: House, lend: Lend
 ) -> None:
     money = await priced(house)
-    fake, spec = lend(ChannelKind.REPLICATE)
-    fake.script.then(Act(), Act(outcome=Outcome.HANG))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask(num_outputs=2)
-    await house.until(are(house, asked, S.FETCHED, S.ACCEPTED))
+    asked = await half_fetched(house, lend, ChannelKind.REPLICATE)
     await reopened_without_channels(house, ORPHAN_S + 1)
     done = await house.end(asked)
     assert done.status is PredictionStatus.FAILED
@@ -70,12 +76,7 @@ async def test_a_part_that_is_here_is_paid_for_when_the_others_never_come(
 async def test_pictures_that_are_all_here_need_their_channel_no_more(
     house: House, lend: Lend
 ) -> None:
-    fake, spec = lend(ChannelKind.BFL)
-    fake.script.then(Act(), Act(outcome=Outcome.HANG))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask(num_outputs=2)
-    await house.until(are(house, asked, S.FETCHED, S.ACCEPTED))
+    asked = await half_fetched(house, lend, ChannelKind.BFL)
     await house.crash()
     first, second = await house.tries(asked)
     fetched = replace(second, state=S.FETCHED, outputs=first.outputs)
@@ -90,12 +91,7 @@ async def test_pictures_that_are_all_here_need_their_channel_no_more(
 async def test_a_part_that_nobody_submits_any_more_is_not_waited_for_for_ever(
     house: House, lend: Lend
 ) -> None:
-    fake, spec = lend(ChannelKind.BFL)
-    fake.script.then(Act(), Act(outcome=Outcome.HANG))
-    house.channel(spec)
-    await house.open()
-    asked = await house.ask(num_outputs=2)
-    await house.until(are(house, asked, S.FETCHED, S.ACCEPTED))
+    asked = await half_fetched(house, lend, ChannelKind.BFL)
     await house.crash()
     _, second = await house.tries(asked)
     at = house.clock()

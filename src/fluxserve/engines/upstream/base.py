@@ -21,6 +21,7 @@ from fluxserve.core.catalog import Catalog
 from fluxserve.core.deliveries import Delivery
 from fluxserve.core.errors import Conflict, ErrorCode, Failure, NotFound, Unavailable
 from fluxserve.core.events import Event, EventBus, EventKind
+from fluxserve.core.inputs import load_inputs
 from fluxserve.core.outcomes import Outcomes, Save
 from fluxserve.core.ports import Intake, PredictionStore
 from fluxserve.core.prediction import Prediction, PredictionStatus
@@ -29,7 +30,6 @@ from fluxserve.core.routing import Router
 from fluxserve.core.sizes import Size
 from fluxserve.engines.upstream.answers import Order, Provider, Ticket
 from fluxserve.engines.upstream.channel import ChannelHealth, ChannelSpec
-from fluxserve.engines.upstream.inputs import load_at_once
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Desk:
     ) -> Order:
         """The share `part` of a prediction as an order, its inputs loaded and its size settled."""
         request = prediction.request
-        images, mask = await load_at_once(self.intake, request)
+        images, mask = await load_inputs(self.intake, request)
         first = Size(images[0].width, images[0].height) if images else None
         settled = self.catalog.settle(request, first)
         per = channel.provider.outputs_max(model)
